@@ -1,0 +1,89 @@
+"""Fingerprints of settings, and where things lie in the workspace."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import BadInput
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """16 hex digits that change when any setting changes.
+
+    >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    True
+    """
+    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def describe_difference(expected: Mapping[str, Any], got: Mapping[str, Any]) -> str:
+    """Name every key whose value differs, with both values.
+
+    >>> describe_difference({"model": "ViT-B-32", "dtype": "float16"}, {"model": "ViT-B-16", "dtype": "float16"})
+    "model: 'ViT-B-32' != 'ViT-B-16'"
+    """
+    absent = object()
+    rows = []
+    for key in sorted({*expected, *got}):
+        left, right = expected.get(key, absent), got.get(key, absent)
+        if left != right:
+            shown = ["(absent)" if value is absent else repr(value) for value in (left, right)]
+            rows.append(f"{key}: {shown[0]} != {shown[1]}")
+    return "; ".join(rows)
+
+
+def safe_name(name: str) -> str:
+    """A name that is one folder, never a path: refuses what would leave the workspace."""
+    if not name or name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
+        raise BadInput(f"{name!r} cannot be a folder's name", fix="use letters, digits, '-', '_' and '.'")
+    return name
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder that all stages meet in; the layout is documented in docs/formats.md."""
+
+    root: Path
+
+    @classmethod
+    def locate(cls, option: Path | None = None) -> "Workspace":
+        """--workspace, else $DITS_WORKSPACE, else ./workspace."""
+        return cls(Path(option or os.environ.get("DITS_WORKSPACE") or "workspace"))
+
+    def dataset_dir(self, name: str) -> Path:
+        return self.root / "datasets" / safe_name(name)
+
+    def manifest_path(self, name: str) -> Path:
+        return self.dataset_dir(name) / "manifest.parquet"
+
+    def features_dir(self, name: str, encoder: str) -> Path:
+        return self.root / "features" / safe_name(name) / safe_name(encoder)
+
+    def head_dir(self, name: str, run: str) -> Path:
+        return self.root / "heads" / safe_name(name) / safe_name(run)
+
+    def index_dir(self, corpus: str) -> Path:
+        return self.root / "indexes" / safe_name(corpus)
+
+    def report_dir(self, name: str, run: str) -> Path:
+        return self.root / "reports" / safe_name(name) / safe_name(run)
+
+    def feature_dirs(self) -> list[Path]:
+        """Every feature store, the most recently extracted last."""
+        return _by_age(self.root.glob("features/*/*/store.json"))
+
+    def head_dirs(self, name: str) -> list[Path]:
+        """Every finished head of a data set, the most recently trained last."""
+        return _by_age(self.root.glob(f"heads/{safe_name(name)}/*/config.json"))
+
+    def index_dirs(self) -> list[Path]:
+        return _by_age(self.root.glob("indexes/*/CURRENT"))
+
+
+def _by_age(markers: Any) -> list[Path]:
+    return [marker.parent for marker in sorted(markers, key=lambda path: (path.stat().st_mtime_ns, path))]

@@ -1,0 +1,41 @@
+"""The few exceptions that users are meant to see: what is wrong, what was expected, what was found, what to do.
+
+`cli.py` prints a UserError as one line and exits with code 2; anything else is a bug and keeps its traceback.
+"""
+
+from typing import Any
+
+
+class UserError(Exception):
+    """A problem that the user can mend. `str(error)` is the whole message, on one line."""
+
+    def __init__(self, what: str, *, expected: Any = None, got: Any = None, fix: str | None = None):
+        parts = [what]
+        if expected is not None:
+            parts.append(f"expected {expected}")
+        if got is not None:
+            parts.append(f"got {got}")
+        message = "; ".join(parts)
+        if fix:
+            message += f". To mend it: {fix}"
+        super().__init__(" ".join(message.split()))
+
+
+class BadInput(UserError):
+    """An argument, annotation file or corpus that cannot be used as it is."""
+
+
+class MissingData(UserError):
+    """Files that should be there (a data set, a store, a checkpoint, an index) are not."""
+
+
+class FingerprintMismatch(UserError):
+    """Two things made with different settings would have been mixed."""
+
+
+class CorruptShard(UserError):
+    """A shard on disk is truncated, changed, or lacks its marker."""
+
+
+class StoreBusy(UserError):
+    """Another process is writing to the same store."""

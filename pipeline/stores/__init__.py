@@ -1,0 +1,1 @@
+"""The only owner of file formats: manifests, shards, feature stores, checkpoints, index generations."""
