@@ -1,0 +1,32 @@
+"""What one video may cost, and the one exception that says why it gave no frames.
+
+Limits bound an untrusted file: pixels a frame, length, frames decoded, seconds of work, memory. Time is enforced from
+outside (the driver kills the worker process), memory by the kernel (RLIMIT_AS in the worker).
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """max_pixels: width x height of a frame; max_duration: seconds of video; max_seconds: wall clock a video."""
+
+    max_pixels: int = 8192 * 4320
+    max_duration: float = 4 * 3600.0
+    max_frames: int = 2_000_000
+    max_seconds: float = 120.0
+    max_memory_bytes: int = 4 << 30  # address space of one decoding process
+    packet_cache_bytes: int = 256 << 20  # coded packets kept between the two passes; beyond it the file is read twice
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise ValueError(f"limit {name} must be positive, got {value}")
+
+
+class DecodeFailure(Exception):
+    """A video that gives no frames. `step`: open, scan, decode, fetch; `kind`: one word that retries can select by."""
+
+    def __init__(self, step: str, kind: str, message: str):
+        super().__init__(message)
+        self.step, self.kind, self.message = step, kind, " ".join(message.split())[:500]
