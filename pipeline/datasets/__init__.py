@@ -1,0 +1,132 @@
+"""The data sets, each brought into one manifest. To add one, see CONTRIBUTING: a file of `annotate`, a line here."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import BadInput
+
+if TYPE_CHECKING:
+    from pipeline.datasets.assemble import Annotated
+    from pipeline.datasets.source import Source
+    from pipeline.stores.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """`module` is imported when the data set is used. `built_in`: made by a generator, needs no files."""
+
+    name: str
+    title: str
+    module: str
+    built_in: bool = False
+
+
+DATASETS: dict[str, DatasetInfo] = {
+    info.name: info
+    for info in (
+        DatasetInfo("shapes", "moving shapes, generated", "pipeline.datasets.shapes", built_in=True),
+        DatasetInfo("msrvtt", "MSR-VTT: 1k-A (train 9k or 7k), 1k-B, full", "pipeline.datasets.msrvtt"),
+        DatasetInfo("msvd", "MSVD, all captions", "pipeline.datasets.msvd"),
+        DatasetInfo("lsmdc", "LSMDC 2016", "pipeline.datasets.lsmdc"),
+        DatasetInfo("didemo", "DiDeMo, paragraph to video", "pipeline.datasets.didemo"),
+        DatasetInfo("vatex", "VATEX, English, HGR split", "pipeline.datasets.vatex"),
+        DatasetInfo("charades", "Charades, script to video", "pipeline.datasets.charades"),
+        DatasetInfo("activitynet", "ActivityNet Captions val_1, paragraph to video", "pipeline.datasets.activitynet"),
+        DatasetInfo("folder", "your own folder of videos, with a captions file or without", "pipeline.datasets.folder"),
+    )
+}
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """Raises BadInput with the list of names."""
+    if name not in DATASETS:
+        raise BadInput(
+            f"unknown data set {name!r}",
+            expected=", ".join(DATASETS),
+            fix="choose one of these; your own videos need no name: extract --videos DIR [--captions FILE]",
+        )
+    return DATASETS[name]
+
+
+def build_manifest(
+    name: str,
+    videos: Path | None = None,
+    annotations: Path | None = None,
+    dataset_dir: Path | None = None,
+    **options: Any,
+) -> "Manifest":
+    """The manifest of a data set; its files are looked for in `dataset_dir`/{videos,annotations} unless named.
+
+    Options: `splits` ("train,val,test" or a part of it: the files of the other splits are then not needed), and those
+    of the data set's `annotate` (or of the generator of shapes). For "folder", `annotations` is the captions file and
+    the option `corpus` its name. Raises MissingData listing every file that is absent, BadInput on malformed ones.
+    """
+    info = dataset_info(name)
+    module = import_module(info.module)
+    if info.built_in:
+        _check_options(name, module.generate, options)
+        manifest: Manifest = module.generate(_needed(dataset_dir, "dataset_dir"), **options)
+        return manifest
+    if name == "folder":
+        folder = videos or _needed(dataset_dir, "videos") / "videos"
+        return module.folder_manifest(folder, annotations, options.get("corpus", "folder"))
+    from pipeline.datasets.assemble import assemble
+
+    source = find_source(name, videos, annotations, dataset_dir, options.pop("splits", None))
+    assert source.videos is not None
+    annotated = annotate(source, **options)
+    chosen = {**_defaults(module.annotate), **options, "splits": source.splits}
+    return assemble(name, annotated, source.videos, source.repairs, chosen)
+
+
+def annotate(source: "Source", **options: Any) -> "Annotated":
+    """What the annotation files of `source.dataset` say, before any video is looked for."""
+    module = import_module(dataset_info(source.dataset).module)
+    _check_options(source.dataset, module.annotate, options)
+    annotated: Annotated = module.annotate(source, **options)
+    return annotated
+
+
+def find_source(
+    name: str,
+    videos: Path | None,
+    annotations: Path | None,
+    dataset_dir: Path | None,
+    splits: str | tuple[str, ...] | None = None,
+) -> "Source":
+    """The named folders, or those that the convention of the workspace gives."""
+    from pipeline.datasets.source import SPLITS, Source
+
+    wanted = tuple(splits.split(",")) if isinstance(splits, str) else tuple(splits or SPLITS)
+    if not wanted or not set(wanted) <= set(SPLITS):
+        raise BadInput("splits", expected=",".join(SPLITS) + " or a part of it", got=",".join(wanted))
+    return Source(
+        name,
+        Path(annotations) if annotations else _needed(dataset_dir, "annotations") / "annotations",
+        Path(videos) if videos else _needed(dataset_dir, "videos") / "videos",
+        wanted,
+    )
+
+
+def _needed(path: Path | None, what: str) -> Path:
+    if path is None:
+        raise BadInput(f"{what}: no folder given", fix=f"name it with --{what}")
+    return Path(path)
+
+
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    parameters: Mapping[str, inspect.Parameter] = inspect.signature(function).parameters
+    return {key: value.default for key, value in parameters.items() if value.kind is value.KEYWORD_ONLY}
+
+
+def _check_options(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    known = [key for key in inspect.signature(function).parameters if key not in {"source", "dataset_dir"}]
+    for option in options:
+        if option not in known:
+            raise BadInput(
+                f"data set {name!r} has no option {option!r}", expected=", ".join(known) or "none", got=option
+            )
