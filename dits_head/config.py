@@ -1,0 +1,207 @@
+"""What a retrieval head is, as plain values (no torch here, so that a command line can read and check it at once).
+
+One `HeadConfig` describes every system of the paper; a combination that cannot work is refused when the config is made,
+and the message names the fix. `HeadConfig(head="dits", dim=512)` is the default DITS, `HeadConfig.paper_literal(512)`
+the paper's schedule and noise taken word for word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+HEADS = ("mean-pool", "xpool", "mlp", "fixed-prior", "diffusion", "dits", "tmass")
+SCHEDULES = ("linear", "literal")
+CONDITIONS = ("none", "t", "v", "tv")
+GAPS = ("v-t", "t-v")
+WALKERS = ("dits", "diffusion")  # the heads that walk through time steps with a noise network
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """One retrieval head.
+
+    head: `mean-pool` (no parameters but the temperature), `xpool` (the paper's baseline, T' = 0), `mlp` (a residual
+        MLP that aligns the text: the control for the sampler), `fixed-prior` (eq. 3), `diffusion` (DDPM on the gap,
+        eqs. 4-7), `dits` (the truncated sampler, eq. 8), `tmass` (stochastic text of T-MASS, CVPR 2024).
+    dim: width D of CLIP's joint space.
+    dropout: X-Pool's dropout on the linear layer. `dropout_per="pair"` draws a mask for each (text, video) pair, as
+        X-Pool does, and needs a vector per pair; `"video"` draws one mask a video, which keeps the exact identity of
+        `pooling` and its speed.
+    pool_query: the vector that attends to the frames: the encoder's `text` (the paper's v|t) or the `aligned` text.
+    init_logit_scale: exp of the starting temperature parameter (CLIP's own ends at 100).
+    index_loss: weight of an additional contrastive loss between the aligned text and the text-independent vector that
+        an index holds (`pool_video`).
+
+    Sampler (`dits`, `diffusion`; a value left out is resolved to the head's own when the config is made):
+    T: length of the variance schedule; T_prime: steps taken, the last T' of the chain (`diffusion` takes all T).
+    schedule: `linear` (beta from 1e-4 to 0.02, DDPM's range) or `literal` (0.1 to 0.99, the paper's sentence).
+    noise_train, noise_eval: add lambda_s z (eq. 8) or walk deterministically. At evaluation the draw is a function of
+        (noise_seed, text embedding, step), so that it depends on nothing else in the batch.
+    normalise: L2-normalise the text (and, for the gap, the video) before sampling.
+    condition: what the noise network sees beside the state and the step. gap: `v-t` aligns the text, `t-v` the video.
+    tied: one network for all steps, or one network a step. blocks, mlp_ratio: the network's depth and MLP width.
+    step_loss: weight of the mean contrastive loss over the intermediate states (0: only the last state is trained).
+
+    Others: sigma2 (`fixed-prior`); noise_loss and stage (`diffusion`: `pretrain` fits the noise with the pooling
+    frozen, `finetune` trains all through the chain with the contrastive loss); num_frames, radius, samples and support
+    (`tmass`: frames a video, starting length of the random part relative to the text's, texts drawn at evaluation,
+    weight of the support-text loss).
+
+    Raises ValueError, naming the field and the fix, for a combination that cannot work.
+    """
+
+    head: str = "dits"
+    dim: int = 512
+    dropout: float = 0.0
+    dropout_per: str = "pair"
+    pool_query: str = "text"
+    init_logit_scale: float = 100.0
+    index_loss: float = 0.0
+
+    T: int = 10
+    T_prime: int | None = None
+    schedule: str = "default"
+    noise_train: bool | None = None
+    noise_eval: bool | None = None
+    noise_seed: int = 24
+    normalise: bool = False
+    condition: str = "default"
+    gap: str = "v-t"
+    tied: bool = True
+    blocks: int = 4
+    mlp_ratio: float = 4.0
+    step_loss: float = 0.0
+
+    sigma2: float = 0.1
+    noise_loss: str = "l2"
+    stage: str = "pretrain"
+    num_frames: int = 12
+    radius: float = 0.1
+    samples: int = 20
+    support: float = 1.2
+
+    def __post_init__(self) -> None:
+        self._choice("head", HEADS)
+        self._resolve_defaults()
+        self._choice("schedule", SCHEDULES)
+        self._choice("condition", CONDITIONS)
+        self._choice("gap", GAPS)
+        self._choice("dropout_per", ("pair", "video"))
+        self._choice("pool_query", ("text", "aligned"))
+        self._choice("noise_loss", ("l1", "l2"))
+        self._choice("stage", ("pretrain", "finetune"))
+        self._check_ranges()
+        self._check_combinations()
+
+    @property
+    def steps(self) -> int:
+        """T', the number of steps taken (0 for a head without a sampler)."""
+        assert self.T_prime is not None  # resolved in __post_init__
+        return self.T_prime
+
+    @property
+    def needs_video(self) -> str | None:
+        """Why the text cannot be aligned without the video, or None if it can."""
+        if self.head == "tmass":
+            return "T-MASS draws a text whose radius depends on the video's frames"
+        if self.gap == "t-v":
+            return "gap 't-v' moves the video towards the text, not the text"
+        if self.condition in ("v", "tv"):
+            return f"condition '{self.condition}' gives the noise network the pooled video"
+        return None
+
+    @property
+    def aligns_text(self) -> bool:
+        """Whether the compared text differs from the encoder's text."""
+        return self.head in ("mlp", "fixed-prior", "diffusion") or (self.head == "dits" and self.steps > 0)
+
+    @classmethod
+    def paper_literal(cls, dim: int, **changes: Any) -> HeadConfig:
+        """DITS with beta from 0.1 to 0.99 over T = T' = 10 steps, eq. 8's noise, and X-Pool's dropout of 0.3."""
+        literal: dict[str, Any] = {"schedule": "literal", "noise_train": True, "noise_eval": True, "dropout": 0.3}
+        return cls(dim=dim, **{**literal, **changes})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> HeadConfig:
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"head config: unknown settings {unknown}; known are {sorted(known)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def _resolve_defaults(self) -> None:
+        """Fill what was left to the head, so that a stored config says everything."""
+        diffusion = self.head == "diffusion"
+        random = self.head in ("diffusion", "fixed-prior")  # noise is what these two are made of
+        resolved = {
+            "T_prime": self.T if self.head in WALKERS else 0,
+            "schedule": "literal" if diffusion else "linear",  # a chain from N(0, I) needs alpha_bar[T] near 0
+            "noise_train": random,
+            "noise_eval": random,
+            "condition": "t" if diffusion else "none",
+        }
+        for name, value in resolved.items():
+            if getattr(self, name) in (None, "default"):
+                object.__setattr__(self, name, value)
+
+    def _choice(self, name: str, allowed: tuple[str, ...]) -> None:
+        if getattr(self, name) not in allowed:
+            raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
+
+    def _check_ranges(self) -> None:
+        for name, least in (("dim", 1), ("T", 1), ("T_prime", 0), ("blocks", 1), ("num_frames", 1), ("samples", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}={value!r}: expected an integer >= {least}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout!r}: expected a probability in [0, 1)")
+        for name in ("init_logit_scale", "mlp_ratio", "sigma2", "radius"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected a number > 0")
+        if self.init_logit_scale > 100:
+            raise ValueError(f"init_logit_scale={self.init_logit_scale!r}: CLIP clamps it at 100; set at most 100")
+        for name in ("step_loss", "index_loss", "support"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected a weight >= 0")
+
+    def _check_combinations(self) -> None:
+        if self.head in WALKERS and self.steps > self.T:
+            raise ValueError(f"T_prime={self.steps} with T={self.T}: the schedule is too short; set T={self.steps}")
+        if self.head not in WALKERS:
+            for name, off in (("T_prime", 0), ("condition", "none"), ("gap", "v-t"), ("step_loss", 0), ("tied", True)):
+                if getattr(self, name) != off:
+                    value = getattr(self, name)
+                    raise ValueError(f"{name}={value!r} has no meaning for head={self.head!r}; use head='dits'")
+        if self.head in ("diffusion", "fixed-prior") and not (self.noise_train and self.noise_eval):
+            raise ValueError(f"head={self.head!r} is made of noise; leave noise_train and noise_eval on")
+        if self.head in ("mean-pool", "xpool", "mlp", "tmass") and (self.noise_train or self.noise_eval):
+            raise ValueError(f"noise_train, noise_eval: head={self.head!r} has no such switch; leave both off")
+        if self.head == "diffusion":
+            self._check_diffusion()
+        if self.needs_video and self.pool_query == "aligned":
+            raise ValueError(f"pool_query='aligned': {self.needs_video}; set pool_query='text'")
+        if self.needs_video and self.index_loss:
+            raise ValueError(f"index_loss={self.index_loss}: {self.needs_video}; set index_loss=0")
+        if self.head == "mean-pool" and (self.dropout or self.pool_query == "aligned"):
+            raise ValueError("head='mean-pool' has no dropout and no pooling query; set dropout=0, pool_query='text'")
+
+    def _check_diffusion(self) -> None:
+        if self.steps != self.T:
+            raise ValueError(f"T_prime={self.steps}: diffusion walks its whole chain; set T_prime={self.T}")
+        if self.schedule == "linear" and self.T < 500:
+            raise ValueError(
+                f"schedule='linear' with T={self.T}: alpha_bar[T] stays near 1, so a chain from N(0, I) starts where "
+                "training never was; set schedule='literal' or T=1000"
+            )
+        if self.condition in ("v", "tv") or self.gap != "v-t":
+            raise ValueError("head='diffusion' draws the gap v - t for a text; set condition='t' or 'none', gap='v-t'")
+        if not self.tied:
+            raise ValueError("tied=False: the diffusion baseline shares one network over its steps; set tied=True")
+        if self.step_loss:
+            raise ValueError("step_loss belongs to head='dits', a diffusion chain's states are noise; set step_loss=0")

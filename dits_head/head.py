@@ -1,0 +1,315 @@
+"""The retrieval head: aligns texts, pools videos, scores texts against videos, and says what to minimise.
+
+Notation: T texts, V videos, K candidates a text, F frames, D width, B pairs of a training batch.
+
+    head = build_head(HeadConfig(head="dits", dim=512))
+    loss, parts = head.training_loss(text_embeds, frame_embeds, frame_mask, positives=positives, generator=generator)
+    sims = head.eval().score(text_embeds, frame_embeds, frame_mask)  # (T, V)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dits_head.aligners import build_aligner
+from dits_head.config import HeadConfig
+from dits_head.losses import contrastive_loss
+from dits_head.pooling import MeanPool, Pooled, Videos, XPool, clean
+from dits_head.samplers import Noise, keyed_noise, normalise, random_noise
+
+MAX_LOG_SCALE = math.log(100)  # CLIP's clamp on logit_scale
+
+# Work is cut into tiles of one fixed shape (the last one padded), because a matrix product's rounding depends on its
+# shape: so a text's alignment and a pair's score are the same bits whatever else is computed with them.
+ROWS = 32  # texts aligned at once
+TILE = (64, 128)  # texts x videos scored at once
+PAIR_TILE = (8, 32)  # the same where every pair needs vectors of its own
+
+
+class HeadNeedsVideo(ValueError):
+    """The system's text cannot be aligned without the video, so no index can hold it."""
+
+
+class RetrievalHead(nn.Module):
+    """One system of `HeadConfig`. See the methods; `indexable` says whether `align_text` exists."""
+
+    pooling: XPool | MeanPool
+    aligner: Any  # of dits_head.aligners, as the config says
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.pooling = (
+            MeanPool() if config.head == "mean-pool" else XPool(config.dim, config.dropout, config.dropout_per)
+        )
+        self.aligner = build_aligner(config)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(config.init_logit_scale)))
+        self._frozen_pooling = config.head == "diffusion" and config.stage == "pretrain"
+        if self._frozen_pooling:
+            self.pooling.requires_grad_(False)
+            self.logit_scale.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> RetrievalHead:
+        """Training mode; a frozen pooling stays in evaluation mode, so that its dropout is off."""
+        super().train(mode)
+        if self._frozen_pooling:
+            self.pooling.eval()
+        return self
+
+    @property
+    def indexable(self) -> bool:
+        return self.config.needs_video is None
+
+    # ---------------------------------------------------------------- inference
+
+    @torch.inference_mode()
+    def align_text(self, text_embeds: Tensor) -> Tensor:
+        """(T, D) -> (T, D) float32: the vectors to search an index with. A text's result depends on nothing but itself.
+
+        Raises HeadNeedsVideo where the system's score needs the video.
+        """
+        if self.config.needs_video:
+            raise HeadNeedsVideo(f"head {self.config.head!r} cannot align a text alone: {self.config.needs_video}")
+        self._check_width(text_embeds)
+        rows = [self._walk(tile, None)[-1][:n] for tile, n in _row_tiles(text_embeds.float(), ROWS)]
+        return torch.cat(rows) if rows else text_embeds.float()
+
+    @torch.inference_mode()
+    def prepare_texts(self, text_embeds: Tensor) -> Tensor:
+        """What `score_prepared` takes for each text, (T, D) or (T, 2, D): the compared vector and, where it differs,
+        the vector that attends to the frames."""
+        text = text_embeds.float()
+        if self.config.needs_video or not self.config.aligns_text:
+            self._check_width(text_embeds)
+            return text
+        aligned = self.align_text(text)
+        return aligned if self.config.pool_query == "aligned" else torch.stack([aligned, text], dim=1)
+
+    @torch.inference_mode()
+    def prepare_videos(self, frame_embeds: Tensor, frame_mask: Tensor) -> Videos:
+        """(V, F, D), (V, F) -> Videos, to be indexed along V: everything that scoring needs of a video.
+
+        Holds about 2 F + 2 vectors of width D a video, float32. Raises ValueError for a video without a frame.
+        """
+        self._check_width(frame_embeds)
+        empty = (~frame_mask.any(1)).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"frame_mask: video {empty[0]} has no frame ({len(empty)} such); leave it out of the set")
+        tiles = [
+            self._prepare(frames, mask)[:n]
+            for (frames, n), (mask, _) in zip(_row_tiles(frame_embeds, ROWS), _row_tiles(frame_mask, ROWS), strict=True)
+        ]
+        return Videos.concatenate(tiles)
+
+    @torch.inference_mode()
+    def pool_video(self, frame_embeds: Tensor, frame_mask: Tensor) -> Tensor:
+        """(V, F, D), (V, F) -> unit vectors (V, D) float32 that need no text, for an index: X-Pool's later layers on
+        uniform attention weights; the mean for mean pooling."""
+        return self._uniform(self.prepare_videos(frame_embeds, frame_mask))
+
+    def score(self, text_embeds: Tensor, frame_embeds: Tensor, frame_mask: Tensor) -> Tensor:
+        """Exact cosines of every text with every video, (T, D), (V, F, D), (V, F) -> sims (T, V) float32."""
+        return self.score_prepared(self.prepare_texts(text_embeds), self.prepare_videos(frame_embeds, frame_mask))
+
+    @torch.inference_mode()
+    def score_prepared(self, texts: Tensor, videos: Videos) -> Tensor:
+        """`prepare_texts` of T texts, `prepare_videos` of V videos -> sims (T, V) float32.
+
+        Memory beside the result: a few tiles, whatever T and V. The same pair gets the same bits in whatever block.
+        """
+        compared, query = self._split(texts)
+        sims = compared.new_empty(len(texts), len(videos))
+        rows, columns = PAIR_TILE if self.config.needs_video else TILE
+        for i, (text_index, n) in zip(range(0, len(texts), rows), _index_tiles(len(texts), rows), strict=True):
+            score = self._scorer(compared[text_index.to(texts.device)], query[text_index.to(texts.device)])
+            for j, (index, m) in zip(range(0, len(videos), columns), _index_tiles(len(videos), columns), strict=True):
+                tile = videos[j : j + columns] if m == columns else videos[index.to(texts.device)]
+                sims[i : i + n, j : j + m] = score(tile)[:m, :n].T
+        return sims
+
+    @torch.inference_mode()
+    def score_pairs(self, texts: Tensor, videos: Videos) -> Tensor:
+        """Scores of shortlists: T prepared texts, their candidates `prepared[index]` with index (T, K) -> (T, K).
+
+        Agrees with `score_prepared` to float32 rounding. The gathered candidates are the memory, T * K * (2 F + 2) * D
+        * 4 bytes: call it for a few texts at a time.
+        """
+        T, K = videos.basis.shape[:2]
+        compared, query = (x.repeat_interleave(K, dim=0)[:, None] for x in self._split(texts))  # (T * K, 1, D)
+        return self._scorer(compared, query)(videos.flatten()).view(T, K)
+
+    # ---------------------------------------------------------------- training
+
+    def training_loss(
+        self,
+        text_embeds: Tensor,
+        frame_embeds: Tensor,
+        frame_mask: Tensor,
+        *,
+        positives: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss of a batch of matching pairs, (B, D), (B, F, D), (B, F), and its parts by name.
+
+        positives (B, B) bool: pairs besides the diagonal that match as well (see `losses.contrastive_loss`). All random
+        numbers come from `generator`, except X-Pool's dropout, which torch draws from its global generator.
+        """
+        with torch.no_grad():
+            self.logit_scale.clamp_(max=MAX_LOG_SCALE)
+        text = text_embeds.float()
+        parts = self._loss_parts(text, frame_embeds, frame_mask, positives, generator)
+        loss = torch.stack([weight * value for weight, value in parts.values()]).sum()
+        return loss, {name: value.item() for name, (_, value) in parts.items()}
+
+    def start_from(self, state: dict[str, Tensor]) -> list[str]:
+        """Take every parameter that another head's state_dict has under the same name and shape; returns those names.
+
+        For the diffusion baseline, whose pooling comes from a trained X-Pool, and for its fine-tuning.
+        """
+        own = self.state_dict()
+        shared = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+        self.load_state_dict(shared, strict=False)
+        return sorted(shared)
+
+    # ---------------------------------------------------------------- parts
+
+    def _loss_parts(
+        self,
+        text: Tensor,
+        frame_embeds: Tensor,
+        frame_mask: Tensor,
+        positives: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> dict[str, tuple[float, Tensor]]:
+        """{name: (weight, loss)}."""
+        config = self.config
+        if self._frozen_pooling:
+            t, v = self._scaled(text), self._scaled(self.pooling.pool(text, frame_embeds, frame_mask).own())
+            return {"noise": (1.0, self.aligner.noise_loss(v - t, self._condition(t, None), generator))}
+        states = [] if config.needs_video else self._walk(text, None, generator)
+        query = states[-1] if config.pool_query == "aligned" else text
+        pooled = self.pooling.pool(query, frame_embeds, frame_mask)
+
+        def contrast(cosines: Tensor) -> Tensor:  # (V, T)
+            return contrastive_loss(cosines.T, self.logit_scale.exp(), positives)
+
+        if config.head == "tmass":
+            unit, frames = normalise(text), normalise(clean(frame_embeds, frame_mask))
+            radius = self.aligner(unit, frames)  # (B, D), of each text with its own video
+            sampled = unit + radius * random_noise(unit, generator)(1)
+            support = self.aligner.support(unit, radius, normalise(pooled.own()))
+            return {
+                "contrastive": (1.0, contrast(pooled.cosines(normalise(sampled)))),
+                "support": (config.support, contrast(pooled.cosines(normalise(support)))),
+            }
+        if config.needs_video:
+            losses = [contrast(cosines) for cosines in self._walk_pairs(text, pooled, generator)]
+        else:
+            losses = [contrast(pooled.cosines(normalise(state))) for state in states]
+        parts = {"contrastive": (1.0, losses[-1])}
+        if len(losses) > 1:
+            parts["steps"] = (config.step_loss, torch.stack(losses[:-1]).mean())
+        if config.index_loss:
+            indexed = self._uniform(self.pooling.prepare(frame_embeds, frame_mask))
+            parts["index"] = (config.index_loss, contrast(indexed @ normalise(states[-1]).T))
+        return parts
+
+    def _walk(self, text: Tensor, video: Tensor | None, generator: torch.Generator | None = None) -> list[Tensor]:
+        """The aligner's states for texts (N, D), and for their pooled videos (N, D) where the system needs them.
+
+        All states if `step_loss` uses them, else the last one only.
+        """
+        text, video = self._scaled(text), None if video is None else self._scaled(video)
+        start = video if self.config.gap == "t-v" else text
+        states = self.aligner(start, noise=self._noise(text, generator), condition=self._condition(text, video))
+        return states if self.config.step_loss else states[-1:]
+
+    def _walk_pairs(self, text: Tensor, pooled: Pooled, generator: torch.Generator | None = None) -> list[Tensor]:
+        """Cosines (V, T) at each state, for systems that walk once a pair: what moves is the text, or the video."""
+        video = pooled.vectors()  # (V, T, D)
+        text = text.expand_as(video)
+        still = text if self.config.gap == "t-v" else video
+        states = self._walk(text.flatten(0, 1), video.flatten(0, 1), generator)
+        return [(normalise(state.view_as(video)) * normalise(still)).sum(-1) for state in states]
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """A vector as the sampler takes it."""
+        return normalise(x) if self.config.normalise else x
+
+    def _condition(self, text: Tensor, video: Tensor | None) -> Tensor | None:
+        wanted = self.config.condition  # "none", "t", "v" or "tv"
+        chosen = [x for name, x in (("t", text), ("v", video)) if x is not None and name in wanted]
+        return torch.cat(chosen, dim=-1) if chosen else None
+
+    def _noise(self, text: Tensor, generator: torch.Generator | None) -> Noise | None:
+        if self.training:
+            return random_noise(text, generator) if self.config.noise_train else None
+        return keyed_noise(text, self.config.noise_seed) if self.config.noise_eval else None
+
+    def _prepare(self, frame_embeds: Tensor, frame_mask: Tensor) -> Videos:
+        videos = self.pooling.prepare(frame_embeds, frame_mask)
+        if self.config.head == "tmass":
+            return replace(videos, frames=normalise(clean(frame_embeds, frame_mask)))
+        return videos
+
+    def _scorer(self, compared: Tensor, query: Tensor) -> Callable[[Videos], Tensor]:
+        """A function from videos to cosines (V, T), for texts (T, D) or for each video's own texts (V, T', D)."""
+        unit, queries = normalise(compared), self.pooling.queries(query)
+
+        def cosines(videos: Videos) -> Tensor:
+            pooled = self.pooling.pool_prepared(queries, videos)
+            if self.config.head == "tmass":
+                return self._best_cosines(unit, pooled, videos)
+            return self._walk_pairs(compared, pooled)[-1] if self.config.needs_video else pooled.cosines(unit)
+
+        return cosines
+
+    def _best_cosines(self, unit_text: Tensor, pooled: Pooled, videos: Videos) -> Tensor:
+        """T-MASS' cosines (V, T): the best of several draws of each text."""
+        video = normalise(pooled.vectors())  # (V, T, D)
+        unit_text = unit_text.expand_as(video)
+        frames = videos.frames[:, None].expand(-1, video.shape[1], -1, -1).flatten(0, 1)  # (V * T, F, D)
+        unit_text, flat = unit_text.flatten(0, 1), video.flatten(0, 1)
+        return self.aligner.best_cosine(unit_text, self.aligner(unit_text, frames), flat).view(video.shape[:2])
+
+    def _split(self, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """The compared vectors and the pooling queries, both (T, D)."""
+        if texts.ndim == 3:
+            return texts[:, 0], texts[:, 1]
+        if self.indexable and self.config.aligns_text and self.config.pool_query == "text":
+            raise ValueError(
+                f"texts {tuple(texts.shape)}: head {self.config.head!r} compares the aligned text but pools with the "
+                "original one, expected (T, 2, D); pass prepare_texts(text_embeds)"
+            )
+        return texts, texts
+
+    def _uniform(self, videos: Videos) -> Tensor:
+        """Unit vectors (V, D)."""
+        return normalise(self.pooling.pool_uniform(videos).vectors().squeeze(1))
+
+    def _check_width(self, embeds: Tensor) -> None:
+        if embeds.shape[-1] != self.config.dim:
+            raise ValueError(f"embeddings {tuple(embeds.shape)}: expected width {self.config.dim}, the head's dim")
+
+
+def build_head(config: HeadConfig) -> RetrievalHead:
+    """The head that `config` describes, freshly initialised from torch's global generator."""
+    return RetrievalHead(config)
+
+
+def _index_tiles(length: int, size: int) -> Iterator[tuple[Tensor, int]]:
+    """Row indices in tiles of exactly `size`, the last one padded by repeating the last row; and how many are real."""
+    for start in range(0, length, size):
+        yield torch.arange(start, start + size).clamp_(max=length - 1), min(size, length - start)
+
+
+def _row_tiles(x: Tensor, size: int) -> Iterator[tuple[Tensor, int]]:
+    """`x` cut along its first dimension by `_index_tiles`."""
+    for index, n in _index_tiles(len(x), size):
+        yield x[index.to(x.device)], n

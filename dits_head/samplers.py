@@ -1,0 +1,142 @@
+"""Walks through time steps: the truncated sampler (DITS, eq. 8), DDPM's reverse chain (eq. 7), the fixed prior (eq. 3).
+
+Notation: N samples, D width, s a time step (counts down), S steps. Noise comes from a `Noise` function, never from the
+global generator: `random_noise` draws for training, `keyed_noise` gives each text its own fixed draw at evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dits_head.blocks import Modulation, NoiseNetwork, step_modulation
+from dits_head.schedule import Schedule
+
+Noise = Callable[[int], Tensor]  # time step -> z ~ N(0, I), (N, D)
+
+
+def truncated_sampler(
+    start: Tensor,
+    networks: Sequence[NoiseNetwork],
+    schedule: Schedule,
+    T_prime: int,
+    *,
+    condition: Tensor | None = None,
+    noise: Noise | None = None,
+) -> list[Tensor]:
+    """Eq. 8: v_{T'} = start; v_{s-1} = v_s - chi_s eps(v_s, s) + lambda_s z, for s = T'..1.
+
+    start (N, D); `networks` holds one network for all steps, or one a step (index s - 1); noise None walks without z.
+    Returns the states v_{T'-1}, ..., v_0, the aligned vector last; just [start] for T' = 0.
+    """
+    keep = torch.ones_like(schedule.alpha)
+    return _walk(start, networks, schedule, T_prime, keep, condition, noise) or [start]
+
+
+def reverse_chain(
+    networks: Sequence[NoiseNetwork], schedule: Schedule, noise: Noise, *, condition: Tensor | None = None
+) -> Tensor:
+    """Eq. 7, DDPM's whole chain: delta_T ~ N(0, I), delta_{s-1} = delta_s / sqrt(alpha_s) - chi_s eps + sigma_s z.
+
+    Returns delta_0 (N, D). The step is the truncated sampler's, but for the factor 1 / sqrt(alpha_s) on the state.
+    """
+    T = len(schedule.beta)
+    return _walk(noise(T + 1), networks, schedule, T, schedule.alpha.rsqrt(), condition, noise)[-1]
+
+
+def fixed_prior(text: Tensor, sigma2: float, noise: Noise) -> Tensor:
+    """Eq. 3: t + delta with delta ~ N(0, sigma^2 I); text (N, D)."""
+    return text + math.sqrt(sigma2) * noise(1)
+
+
+def diffuse(delta: Tensor, s: Tensor, z: Tensor, schedule: Schedule) -> Tensor:
+    """q(delta_s | delta_0): sqrt(alpha_bar_s) delta_0 + sqrt(1 - alpha_bar_s) z; delta, z (N, D), s (N,) in 1..T."""
+    alpha_bar = schedule.alpha_bar.to(s.device)[s - 1, None]  # (N, 1)
+    return (alpha_bar.sqrt() * delta + (1 - alpha_bar).sqrt() * z).to(delta.dtype)
+
+
+def _walk(
+    x: Tensor,
+    networks: Sequence[NoiseNetwork],
+    schedule: Schedule,
+    steps: int,
+    keep: Tensor,
+    condition: Tensor | None,
+    noise: Noise | None,
+) -> list[Tensor]:
+    """x_{s-1} = keep_s x_s - chi_s eps(x_s, s, c) + lambda_s z for s = steps..1 (z = 0 at s = 1); all states."""
+    keeps, chi, lam = keep.tolist(), schedule.chi.tolist(), schedule.lam.tolist()
+    modulations = _modulations(networks, steps, x.device, condition)
+    states = []
+    for s in range(steps, 0, -1):
+        network = networks[0] if len(networks) == 1 else networks[s - 1]
+        x = torch.add(x if keeps[s - 1] == 1 else keeps[s - 1] * x, network(x, modulations[s - 1]), alpha=-chi[s - 1])
+        if noise is not None and s > 1:
+            x = torch.add(x, noise(s), alpha=lam[s - 1])
+        states.append(x)
+    return states
+
+
+def _modulations(
+    networks: Sequence[NoiseNetwork], steps: int, device: torch.device, condition: Tensor | None
+) -> list[Modulation]:
+    """The modulation of each step 1..steps. Without a condition it is shared by the samples, and one product a layer
+    makes it for all steps of a shared network; with one, it is made for each step and sample."""
+    s = torch.arange(1, steps + 1, device=device)
+    if condition is not None or len(networks) > 1:
+        owners = [networks[0 if len(networks) == 1 else i] for i in range(steps)]
+        rows = [network.modulation(s[i : i + 1], condition) for i, network in enumerate(owners)]
+        return rows if condition is not None else [step_modulation(row, 0) for row in rows]
+    together = networks[0].modulation(s)
+    return [step_modulation(together, i) for i in range(steps)]
+
+
+def random_noise(like: Tensor, generator: torch.Generator | None) -> Noise:
+    """A fresh draw a call, shaped like `like` (N, D)."""
+    return lambda s: torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+def keyed_noise(text: Tensor, seed: int) -> Noise:
+    """z as a function of (seed, text, step): the same text gets the same draw in whatever batch it comes.
+
+    Each text's bits are hashed to a 64-bit key; splitmix64 of (key, step, dimension) gives uniform numbers, Box-Muller
+    makes them normal. Exact equality of the text embedding is what counts, to the last bit.
+    """
+    dim = text.shape[-1]
+    column = torch.arange(dim, device=text.device)
+    bits = text.float().contiguous().view(torch.int32).long()
+    key = _splitmix64((bits * (2 * _splitmix64(column) + 1)).sum(-1, keepdim=True) + seed)  # (N, 1)
+
+    def draw(s: int) -> Tensor:
+        lane = _splitmix64(key + _splitmix64(torch.tensor(s, device=text.device)))  # (N, 1)
+        u1, u2 = (_uniform(_splitmix64(lane + 2 * column + i)) for i in (0, 1))  # (N, D) each, in (0, 1)
+        return ((-2 * u1.log()).sqrt() * (2 * math.pi * u2).cos()).to(text.dtype)
+
+    return draw
+
+
+def _uniform(bits: Tensor) -> Tensor:
+    """The top 53 bits of int64 numbers as float64 in (0, 1)."""
+    return ((_shift(bits, 11)).double() + 0.5) * 2.0**-53
+
+
+def _splitmix64(x: Tensor) -> Tensor:
+    """Steele et al. 2014; int64 with wrap-around."""
+    x = x + -7046029254386353131  # 0x9E3779B97F4A7C15
+    x = (x ^ _shift(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    x = (x ^ _shift(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def normalise(x: Tensor) -> Tensor:
+    """Unit L2 norm along the last dimension."""
+    return F.normalize(x, dim=-1)
