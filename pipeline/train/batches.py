@@ -1,0 +1,134 @@
+"""Which caption-video pairs make a batch, and where their features lie while training.
+
+Everything that chance decides follows from (seed, epoch) alone, so that a run resumed in mid-epoch sees the same
+batches as one that was never interrupted.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import BadInput
+from pipeline.stores.features import FeatureStore, TextFeatures, VideoFeatures, text_to_video
+
+MIN_VIDEOS = 100  # fewer leave no validation split that could tell two checkpoints apart
+HOLD_OUT = 0.1  # of the training videos, where a data set brings no validation split
+
+
+@dataclass(frozen=True)
+class PairData:
+    """Pairs of one split: text_embeds (T, D), frame_embeds (V, F, D) (may be a map of a file), frame_mask (V, F),
+    text_to_video (T,), sentence (T,): equal numbers for equal sentences."""
+
+    text_embeds: np.ndarray
+    frame_embeds: np.ndarray
+    frame_mask: np.ndarray
+    text_to_video: np.ndarray
+    sentence: np.ndarray
+
+    @classmethod
+    def of(cls, videos: VideoFeatures, texts: TextFeatures) -> "PairData":
+        sentences = {sentence: number for number, sentence in enumerate(dict.fromkeys(texts.captions))}
+        return cls(
+            texts.text_embeds,
+            videos.frame_embeds,
+            videos.frame_mask,
+            text_to_video(texts, videos),
+            np.array([sentences[sentence] for sentence in texts.captions], dtype=np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.text_embeds)
+
+
+class BatchSource:
+    """Hands out batches on one device. The features move there once if they take at most `resident_fraction` of the
+    memory that is free; otherwise they stay where they are (in memory, or mapped from disk) and travel by batch."""
+
+    def __init__(self, data: PairData, device: torch.device, free_bytes: int, resident_fraction: float = 0.5):
+        frame_embeds, text_embeds = _tensor(data.frame_embeds), _tensor(data.text_embeds)
+        self.resident = frame_embeds.nbytes + text_embeds.nbytes <= resident_fraction * free_bytes
+        place = device if self.resident else torch.device("cpu")
+        self.device = device
+        # what fits is read once, here and in order, rather than at random in every epoch
+        self._frames = frame_embeds.to(place, copy=self.resident)
+        self._texts = text_embeds.to(place)
+        self._mask = _tensor(data.frame_mask).to(place)
+        self._video = _tensor(data.text_to_video).to(place)
+        self._sentence = _tensor(data.sentence).to(place)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def batch(self, pairs: np.ndarray) -> dict[str, Tensor]:
+        """B pairs, given as rows of texts: text_embeds (B, D) and frame_embeds (B, F, D) in float32, frame_mask (B, F),
+        positives (B, B): True where text i describes video j, because the video or the sentence is the same."""
+        rows = torch.from_numpy(pairs).to(self._video.device)
+        video, sentence = self._video[rows], self._sentence[rows]
+        positives = (video[:, None] == video[None, :]) | (sentence[:, None] == sentence[None, :])
+        return {
+            "text_embeds": self._texts[rows].to(self.device, torch.float32),
+            "frame_embeds": self._frames[video].to(self.device, torch.float32),
+            "frame_mask": self._mask[video].to(self.device),
+            "positives": positives.to(self.device),
+        }
+
+
+def epoch_batches(
+    pairs: int, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1
+) -> list[np.ndarray]:
+    """Each epoch visits every pair once, in an order that (seed, epoch) decides; the last, incomplete batch is
+    dropped (its contrastive loss would have fewer negatives), unless it is the only one.
+
+    Over several devices, each step's `batch_size * world` pairs are dealt out: device r takes the r-th part.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(pairs)
+    whole = batch_size * world
+    if pairs < whole:
+        return [order[rank::world]]
+    steps = order[: pairs // whole * whole].reshape(-1, world, batch_size)
+    return list(steps[:, rank])
+
+
+def training_splits(store: FeatureStore, seed: int, *, mmap: bool = False) -> tuple[PairData, PairData, str]:
+    """(train, validation, what the validation split is). The test split is never read.
+
+    A data set without a validation split has a tenth of its training videos held out, chosen by `seed`. Raises
+    BadInput where too few videos have captions.
+    """
+    splits = store.splits()
+    own = "train" if "train" in splits else "corpus" if "corpus" in splits else None
+    if own is None:
+        raise BadInput(f"{store.path} has no training videos", got=f"splits {splits}", fix="extract a train split")
+    videos, texts = store.videos(own, mmap=mmap), store.texts(own)
+    captioned = np.array(sorted(set(texts.video_ids)))
+    if len(captioned) < MIN_VIDEOS:
+        raise BadInput(
+            f"{store.path}: too few captioned videos to train a head and hold some out for validation",
+            expected=f"at least {MIN_VIDEOS}",
+            got=f"{len(captioned)}",
+            fix="use a head trained on a larger data set (`--head-dir`), or mean pooling, which needs no training",
+        )
+    if "val" in splits:
+        val_texts = store.texts("val")
+        return PairData.of(videos, texts), PairData.of(store.videos("val"), val_texts), "val"
+    held = set(np.random.default_rng(seed).permutation(captioned)[: max(1, round(HOLD_OUT * len(captioned)))].tolist())
+    parts = [PairData.of(*_only(videos, texts, held, inside)) for inside in (False, True)]
+    return parts[0], parts[1], f"{len(held)} of {len(captioned)} {own} videos held out (seed {seed})"
+
+
+def _only(
+    videos: VideoFeatures, texts: TextFeatures, chosen: set[str], inside: bool
+) -> tuple[VideoFeatures, TextFeatures]:
+    def rows(ids: list[str]) -> np.ndarray:
+        return np.flatnonzero([(video_id in chosen) == inside for video_id in ids])
+
+    return videos.select(rows(videos.video_ids)), texts.select(rows(texts.video_ids))
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    if not array.flags.writeable:  # a read-only map; torch only warns, and nothing here writes
+        array = array.view()
+    return torch.from_numpy(array)
