@@ -304,4 +304,5 @@ def test_every_adapter_can_be_imported_and_is_short():
             __import__(info.module)
     for name in NAMES:
         path = Path(__file__).parents[1] / "pipeline" / "datasets" / f"{name}.py"
-        assert len(path.read_text().splitlines()) < 100, f"{path.name}: adding a data set should take under 100 lines"
+        lines = [line for line in path.read_text().splitlines() if line.strip()]
+        assert len(lines) < 100, f"{path.name}: adding a data set should take under 100 lines"

@@ -9,6 +9,8 @@ File names end in many extensions, or in a bare dot, and copies were converted: 
 """
 
 import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.datasets.assemble import Annotated, Clip, PublishedSplit
@@ -33,10 +35,10 @@ def annotate(source: Source) -> Annotated:
     files |= source.files(lists, ORIGIN)
     clips: list[Clip] = []
     for split in splits:
-        if files[split].suffix == ".csv":
-            clips += _labels(files[split], split, source)
-        else:
-            clips += _data(files[split], files[f"{split} list"], split, source)
+        listing = files.get(f"{split} list")
+        found = _data(files[split], listing, split, source) if listing else _labels(files[split], split, source)
+        counts = Counter(clip.video_id for clip in found)  # two listed names of one stem keep their extensions as ids
+        clips += [replace(clip, video_id=clip.names[0]) if counts[clip.video_id] > 1 else clip for clip in found]
     return Annotated(tuple(clips), PUBLISHED, "all descriptions of a video joined into one paragraph", ORIGIN)
 
 
@@ -49,8 +51,10 @@ def stem(name: str) -> str:
 
 
 def _clip(name: str, split: str, texts: list[str], window: tuple[float, float], source: Source) -> Clip:
-    captions = clean_captions(texts, f"{split} {name}", source.repairs)
-    return Clip(check_id(stem(name), f"{split} {name}"), split, captions, (name, stem(name)), *window)
+    where = f"{split} {name!r}"
+    return Clip(
+        check_id(stem(name), where), split, clean_captions(texts, where, source.repairs), (name, stem(name)), *window
+    )
 
 
 def _labels(path: Path, split: str, source: Source) -> list[Clip]:
@@ -86,13 +90,14 @@ def _data(path: Path, list_path: Path, split: str, source: Source) -> list[Clip]
     by_stem: dict[str, list[str]] = {}
     for name in described:
         by_stem.setdefault(stem(name), []).append(name)
-    clips = []
+    clips, used = [], set()
     for listed in read_ids(list_path, source.repairs):
         names = [listed] if listed in described else by_stem.get(stem(listed), [])
         if len(names) > 1:
             source.repairs.note("descriptions under several file names of one video, joined", ", ".join(names))
-        texts = [text for name in names for text in described.pop(name)]
+        used.update(names)
+        texts = [text for name in names for text in described[name]]
         clips.append(_clip(listed, split, [" ".join(texts)] if texts else [], WINDOW, source))
-    for name in described:
+    for name in described.keys() - used:
         source.repairs.note(f"described file names that {list_path.name} does not list, left out", name)
     return clips

@@ -32,7 +32,8 @@ def folder_manifest(videos: Path, captions: Path | None = None, name: str = "fol
     files = index.files
     rows = read_captions(captions, repairs) if captions else []
     if captions is not None:
-        files = [path for path in files if not os.path.samefile(videos / path, captions)]
+        itself = os.path.relpath(captions.resolve(), videos.resolve()).replace(os.sep, "/")
+        files = [path for path in files if path != itself]
     if not files:
         raise MissingData(f"{videos} holds no files", fix="name the folder of the videos with --videos")
     captioned = _entries(rows, index, captions, repairs) if captions else []

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from pipeline.datasets.assemble import Annotated, Clip, PublishedSplit
-from pipeline.datasets.readers import read_ids
+from pipeline.datasets.readers import Repairs, read_ids
 from pipeline.datasets.records import choice, clips_of, field, read_whole
 from pipeline.datasets.source import SPLITS, Source
 from pipeline.errors import BadInput
@@ -43,7 +43,8 @@ def annotate(source: Source, *, captions: str = "all") -> Annotated:
     if captions == "first":
         texts = {video_id: values[:1] for video_id, values in texts.items()}
     ids = {split: read_ids(files[f"{split} ids"], source.repairs) for split in splits}
-    cut = Counter(video_id[:11] for listed in ids.values() for video_id in listed)
+    every_list = [path for path in sorted(source.annotations.glob("*_list.txt")) if path.is_file()]
+    cut = Counter(video_id[:11] for path in every_list for video_id in read_ids(path, Repairs()))
     clips: list[Clip] = []
     for split in splits:
         clips += clips_of(ids[split], split, texts, source, names=lambda video_id: file_names(video_id, cut))
@@ -66,7 +67,8 @@ def file_names(video_id: str, cut: Counter[str]) -> tuple[str, ...]:
 
 def _read(path: Path, source: Source) -> dict[str, list[str]]:
     if path.name == "ref_captions.json":
-        return read_whole(path, dict, "an object {id: [captions]}", source)
+        data = read_whole(path, dict, "an object {id: [captions]}", source)
+        return {video_id: field(data, video_id, list, path.name) for video_id in data}
     texts: dict[str, list[str]] = {}
     for number, record in enumerate(read_whole(path, list, "a list of {videoID, enCap}", source), start=1):
         where = f"{path.name} record {number}"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipeline.datasets.readers import Repairs
-from pipeline.errors import MissingData
+from pipeline.errors import BadInput, MissingData
 
 # In order of preference where one video is there in several containers.
 VIDEO_EXTENSIONS = (
@@ -19,18 +19,47 @@ VIDEO_EXTENSIONS = (
 )  # fmt: skip
 
 
-def list_files(root: Path) -> list[str]:
-    """Every regular file below `root` (links to files too), as sorted relative paths; hidden ones are left out."""
+def list_files(root: Path, repairs: Repairs) -> list[str]:
+    """Every regular file below `root`, as sorted relative paths; links are followed, each folder is visited once.
+
+    Hidden files, broken links, pipes and names that are not UTF-8 are left out and counted.
+    """
     if not root.is_dir():
         raise MissingData(f"there is no folder {root}", fix="name the folder that holds the videos with --videos")
     found = []
-    for folder, subfolders, names in os.walk(root):
+    visited: set[tuple[int, int]] = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_unreadable):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in visited:
+            subfolders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in names:
-            path = os.path.join(folder, name)
-            if not name.startswith(".") and os.path.isfile(path):
-                found.append(os.path.relpath(path, root).replace(os.sep, "/"))
+            path = os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
+            if name.startswith("."):
+                repairs.note("hidden files left out", repr(path))
+            elif not os.path.isfile(os.path.join(folder, name)):
+                repairs.note("entries that are no regular files left out", repr(path))
+            elif not _is_utf8(path):
+                repairs.note("files whose names are not UTF-8 left out", repr(path))
+            else:
+                found.append(path)
     return sorted(found)
+
+
+def _unreadable(error: OSError) -> None:
+    raise BadInput(
+        f"folder {error.filename} cannot be listed: {error.strerror}", fix="give yourself the right to read it"
+    )
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def known_names(file_name: str) -> Iterator[str]:
@@ -50,12 +79,7 @@ class VideoIndex:
 
     def __init__(self, root: Path, repairs: Repairs) -> None:
         self.root = root
-        self.files = []
-        for path in list_files(root):
-            if path.isascii() or _is_utf8(path):
-                self.files.append(path)
-            else:
-                repairs.note("files whose names are not UTF-8 left out", repr(path))
+        self.files = list_files(root, repairs)
         self._by_name: dict[str, list[str]] = {}
         for path in self.files:
             for name in known_names(path.rsplit("/", 1)[-1]):
@@ -70,14 +94,6 @@ class VideoIndex:
             if candidates:
                 return min(candidates, key=lambda path: (path.rsplit("/", 1)[-1] != name, _preference(path), path))
         return None
-
-
-def _is_utf8(path: str) -> bool:
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _preference(path: str) -> int:
