@@ -18,7 +18,9 @@ class UserError(Exception):
         message = "; ".join(parts)
         if fix:
             message += f". To mend it: {fix}"
-        super().__init__(" ".join(message.split()))
+        line = " ".join(message.split())
+        # File names and annotations are quoted here: their control characters must not reach a terminal.
+        super().__init__("".join(char if char.isprintable() else ascii(char)[1:-1] for char in line))
 
 
 class BadInput(UserError):

@@ -65,17 +65,19 @@ def build_manifest(
     of the data set's `annotate` (or of the generator of shapes). For "folder", `annotations` is the captions file and
     the option `corpus` its name. Raises MissingData listing every file that is absent, BadInput on malformed ones.
     """
+    from pipeline.datasets.assemble import account_generated, assemble
+    from pipeline.datasets.source import SPLITS
+
     info = dataset_info(name)
     module = import_module(info.module)
     if info.built_in:
         _check_options(name, module.generate, options)
-        manifest: Manifest = module.generate(_needed(dataset_dir, "dataset_dir"), **options)
-        return manifest
+        manifest: Manifest = module.build(videos, annotations, _needed(dataset_dir, "dataset_dir"), **options)
+        sizes = {split: inspect.signature(module.generate).parameters[split].default for split in SPLITS}
+        return account_generated(manifest, sizes)
     if name == "folder":
         folder = videos or _needed(dataset_dir, "videos") / "videos"
         return module.folder_manifest(folder, annotations, options.get("corpus", "folder"))
-    from pipeline.datasets.assemble import assemble
-
     source = find_source(name, videos, annotations, dataset_dir, options.pop("splits", None))
     assert source.videos is not None
     annotated = annotate(source, **options)

@@ -143,7 +143,27 @@ def assemble(
         "extra_files": {"count": len(extra), "examples": extra[:EXAMPLES]},
         "repairs": repairs.to_json(),
     }
-    return Manifest(dataset, str(videos), tuple(entries), protocol)
+    return Manifest(dataset, str(videos.resolve()), tuple(entries), protocol)
+
+
+def account_generated(manifest: Manifest, sizes: Mapping[str, int]) -> Manifest:
+    """The same accounts for a generated data set, whose standard form has `sizes` videos a split."""
+    title = f"{manifest.name} (seed {manifest.protocol['seed']})"
+    clips = tuple(Clip(entry.video_id, entry.split, entry.captions) for entry in manifest.entries)
+    published = {split: PublishedSplit(f"{title} {split}", size) for split, size in sizes.items()}
+    published["test"] = PublishedSplit(title, sizes["test"])
+    annotated = Annotated(clips, published, manifest.protocol["captions"], "the generator of this project")
+    splits = {split: _account(split, clips, list(manifest.entries), annotated, False) for split in SPLITS}
+    accounts = {
+        "dataset": manifest.name,
+        "caption_rule": annotated.caption_rule,
+        "validation": "generated beside the training split",
+        "source": annotated.origin,
+        "label": splits["test"]["claim"],
+        "splits": splits,
+        "repairs": {},
+    }
+    return replace(manifest, protocol={**manifest.protocol, **accounts})
 
 
 def _nothing_found(dataset: str, clips: tuple[Clip, ...], missing: Mapping[str, list[str]], index: VideoIndex) -> None:

@@ -48,7 +48,7 @@ def folder_manifest(videos: Path, captions: Path | None = None, name: str = "fol
         "files": {"count": len(files), "captioned": len(used), "without_caption": len(others)},
         "repairs": repairs.to_json(),
     }
-    return Manifest(name, str(videos), (*captioned, *others), protocol)
+    return Manifest(name, str(videos.resolve()), (*captioned, *others), protocol)
 
 
 def read_captions(path: Path, repairs: Repairs) -> list[Row]:
