@@ -68,7 +68,7 @@ class RetrievalHead(nn.Module):
 
     # ---------------------------------------------------------------- inference
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def align_text(self, text_embeds: Tensor) -> Tensor:
         """(T, D) -> (T, D) float32: the vectors to search an index with. A text's result depends on nothing but itself.
 
@@ -80,7 +80,7 @@ class RetrievalHead(nn.Module):
         rows = [self._walk(tile, None)[-1][:n] for tile, n in _row_tiles(text_embeds.float(), ROWS)]
         return torch.cat(rows) if rows else text_embeds.float()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def prepare_texts(self, text_embeds: Tensor) -> Tensor:
         """What `score_prepared` takes for each text, (T, D) or (T, 2, D): the compared vector and, where it differs,
         the vector that attends to the frames."""
@@ -91,7 +91,7 @@ class RetrievalHead(nn.Module):
         aligned = self.align_text(text)
         return aligned if self.config.pool_query == "aligned" else torch.stack([aligned, text], dim=1)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def prepare_videos(self, frame_embeds: Tensor, frame_mask: Tensor) -> Videos:
         """(V, F, D), (V, F) -> Videos, to be indexed along V: everything that scoring needs of a video.
 
@@ -101,13 +101,12 @@ class RetrievalHead(nn.Module):
         empty = (~frame_mask.any(1)).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"frame_mask: video {empty[0]} has no frame ({len(empty)} such); leave it out of the set")
-        tiles = [
-            self._prepare(frames, mask)[:n]
-            for (frames, n), (mask, _) in zip(_row_tiles(frame_embeds, ROWS), _row_tiles(frame_mask, ROWS), strict=True)
-        ]
-        return Videos.concatenate(tiles)
+        if not len(frame_embeds):
+            return self._prepare(frame_embeds, frame_mask)
+        tiles = zip(_row_tiles(frame_embeds, ROWS), _row_tiles(frame_mask, ROWS), strict=True)
+        return Videos.concatenate([self._prepare(frames, mask)[:n] for (frames, n), (mask, _) in tiles])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def pool_video(self, frame_embeds: Tensor, frame_mask: Tensor) -> Tensor:
         """(V, F, D), (V, F) -> unit vectors (V, D) float32 that need no text, for an index: X-Pool's later layers on
         uniform attention weights; the mean for mean pooling."""
@@ -117,7 +116,7 @@ class RetrievalHead(nn.Module):
         """Exact cosines of every text with every video, (T, D), (V, F, D), (V, F) -> sims (T, V) float32."""
         return self.score_prepared(self.prepare_texts(text_embeds), self.prepare_videos(frame_embeds, frame_mask))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def score_prepared(self, texts: Tensor, videos: Videos) -> Tensor:
         """`prepare_texts` of T texts, `prepare_videos` of V videos -> sims (T, V) float32.
 
@@ -133,7 +132,7 @@ class RetrievalHead(nn.Module):
                 sims[i : i + n, j : j + m] = score(tile)[:m, :n].T
         return sims
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def score_pairs(self, texts: Tensor, videos: Videos) -> Tensor:
         """Scores of shortlists: T prepared texts, their candidates `prepared[index]` with index (T, K) -> (T, K).
 
@@ -158,7 +157,7 @@ class RetrievalHead(nn.Module):
         """Loss of a batch of matching pairs, (B, D), (B, F, D), (B, F), and its parts by name.
 
         positives (B, B) bool: pairs besides the diagonal that match as well (see `losses.contrastive_loss`). All random
-        numbers come from `generator`, except X-Pool's dropout, which torch draws from its global generator.
+        numbers, dropout included, come from `generator` (None: torch's global one).
         """
         with torch.no_grad():
             self.logit_scale.clamp_(max=MAX_LOG_SCALE)
@@ -194,7 +193,7 @@ class RetrievalHead(nn.Module):
             return {"noise": (1.0, self.aligner.noise_loss(v - t, self._condition(t, None), generator))}
         states = [] if config.needs_video else self._walk(text, None, generator)
         query = states[-1] if config.pool_query == "aligned" else text
-        pooled = self.pooling.pool(query, frame_embeds, frame_mask)
+        pooled = self.pooling.pool(query, frame_embeds, frame_mask, generator)
 
         def contrast(cosines: Tensor) -> Tensor:  # (V, T)
             return contrastive_loss(cosines.T, self.logit_scale.exp(), positives)

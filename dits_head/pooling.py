@@ -119,20 +119,24 @@ class XPool(nn.Module):
         super().__init__()
         self.query, self.key, self.value, self.out, self.linear = (nn.Linear(dim, dim) for _ in range(5))
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.dropout_per = dropout_per
         for linear in (self.query, self.key, self.value, self.out, self.linear):
             nn.init.eye_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def pool(self, text: Tensor, frame_embeds: Tensor, frame_mask: Tensor) -> Pooled:
+    def pool(
+        self, text: Tensor, frame_embeds: Tensor, frame_mask: Tensor, generator: torch.Generator | None = None
+    ) -> Pooled:
         """Every video pooled for every text, (T, D), (V, F, D), (V, F): through the identity, unless each pair draws
         its own dropout mask."""
-        if self.training and self.dropout.p > 0 and self.dropout_per == "pair":
-            return PairVectors(self(text, frame_embeds, frame_mask))
-        return self.pool_prepared(self.queries(text), self.prepare(frame_embeds, frame_mask))
+        if self.training and self.dropout > 0 and self.dropout_per == "pair":
+            return PairVectors(self(text, frame_embeds, frame_mask, generator))
+        return self.pool_prepared(self.queries(text), self.prepare(frame_embeds, frame_mask, generator))
 
-    def forward(self, text: Tensor, frame_embeds: Tensor, frame_mask: Tensor) -> Tensor:
+    def forward(
+        self, text: Tensor, frame_embeds: Tensor, frame_mask: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Every video pooled for every text, layer by layer: (T, D), (V, F, D), (V, F) -> (V, T, D).
 
         The plain form, which builds a vector a pair: for training with per-pair dropout, and as the definition that
@@ -143,13 +147,13 @@ class XPool(nn.Module):
         weights = self._attention(self.key(frames) * frames.shape[-1] ** -0.5, frame_mask, query)  # (V, F, T)
         attended = torch.einsum("vft,vfd->vtd", weights, self.out(self.value(frames)))  # (V, T, D); sum of weights is 1
         hidden = self.norm2(attended)
-        return self.norm3(hidden + self.dropout(self.linear(hidden)))  # (V, T, D)
+        return self.norm3(hidden + self._drop(self.linear(hidden), generator))  # (V, T, D)
 
     def queries(self, text: Tensor) -> Tensor:
         """(T, D) -> (T, D): what attends to the frames."""
         return self.query(self.norm1(text.float()))
 
-    def prepare(self, frame_embeds: Tensor, frame_mask: Tensor) -> Videos:
+    def prepare(self, frame_embeds: Tensor, frame_mask: Tensor, generator: torch.Generator | None = None) -> Videos:
         """All of a video's work that needs no text: (V, F, D), (V, F) -> Videos with J = F + 2."""
         D = frame_embeds.shape[-1]
         frames = self.norm1(clean(frame_embeds, frame_mask))  # (V, F, D)
@@ -158,7 +162,9 @@ class XPool(nn.Module):
         hidden = torch.cat([self.norm2.weight * centred, last], dim=1)  # (V, F+1, D)
         linear = hidden @ self.linear.weight.T
         linear = torch.cat([linear[:, :-1], linear[:, -1:] + self.linear.bias], dim=1)
-        residual = _centred(hidden + self._dropout_per_video(linear))  # (V, F+1, D)
+        if self.dropout_per == "video":  # one mask a video is a linear map of its basis: the identity stays exact
+            linear = linear * self._drop(torch.ones_like(linear[:, :1]), generator)
+        residual = _centred(hidden + linear)  # (V, F+1, D)
         last = self.norm3.bias.expand(len(frames), 1, D)
         basis = torch.cat([self.norm3.weight * residual, last], dim=1)  # (V, F+2, D)
         keys = self.key(frames) * D**-0.5
@@ -186,17 +192,19 @@ class XPool(nn.Module):
         residual = residual * (_form(videos.gram_residual, residual) + self.norm3.eps).rsqrt()  # LN3
         return Combination(torch.cat([residual, one], dim=1), videos)  # (V, F+2, T)
 
-    def _dropout_per_video(self, linear: Tensor) -> Tensor:
-        """One mask a video on the linear layer's output: a linear map of the basis, so the identity stays exact."""
-        if not (self.training and self.dropout.p > 0 and self.dropout_per == "video"):
-            return linear
-        return linear * self.dropout(torch.ones_like(linear[:, :1]))
+    def _drop(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Dropout whose mask comes from `generator`."""
+        if not self.training or self.dropout == 0:
+            return x
+        return x * torch.empty_like(x).bernoulli_(1 - self.dropout, generator=generator) / (1 - self.dropout)
 
 
 class MeanPool(nn.Module):
     """The mean of a video's unit-length frames, whatever the text: zero-shot CLIP's pooling (CLIP4Clip's meanP)."""
 
-    def pool(self, text: Tensor, frame_embeds: Tensor, frame_mask: Tensor) -> Combination:
+    def pool(
+        self, text: Tensor, frame_embeds: Tensor, frame_mask: Tensor, generator: torch.Generator | None = None
+    ) -> Combination:
         return self.pool_prepared(text, self.prepare(frame_embeds, frame_mask))
 
     def queries(self, text: Tensor) -> Tensor:

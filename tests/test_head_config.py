@@ -1,0 +1,79 @@
+"""HeadConfig: every bad combination is refused with the fix, every good one survives a round trip."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from dits_head.config import HEADS, HeadConfig
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"head": "dit"}, "choose one of"),
+        ({"schedule": "quadratic"}, "choose one of linear, literal"),
+        ({"T_prime": 40}, "set T=40"),
+        ({"T_prime": -1}, "expected an integer >= 0"),
+        ({"dim": 0}, "expected an integer >= 1"),
+        ({"dropout": 1.0}, "expected a probability"),
+        ({"init_logit_scale": 200.0}, "set at most 100"),
+        ({"sigma2": 0.0}, "expected a number > 0"),
+        ({"step_loss": -1.0}, "expected a weight >= 0"),
+        ({"head": "xpool", "T_prime": 10}, "use head='dits'"),
+        ({"head": "mlp", "condition": "t"}, "use head='dits'"),
+        ({"head": "xpool", "noise_eval": True}, "leave both off"),
+        ({"head": "fixed-prior", "noise_eval": False}, "leave noise_train and noise_eval on"),
+        ({"head": "diffusion", "T_prime": 5}, "set T_prime=10"),
+        ({"head": "diffusion", "schedule": "linear"}, "schedule='literal' or T=1000"),
+        ({"head": "diffusion", "condition": "tv"}, "set condition='t' or 'none'"),
+        ({"head": "diffusion", "gap": "t-v"}, "gap='v-t'"),
+        ({"head": "diffusion", "tied": False}, "set tied=True"),
+        ({"head": "diffusion", "step_loss": 1.0}, "set step_loss=0"),
+        ({"condition": "v", "pool_query": "aligned"}, "set pool_query='text'"),
+        ({"head": "tmass", "index_loss": 0.5}, "set index_loss=0"),
+        ({"head": "mean-pool", "dropout": 0.3}, "set dropout=0"),
+    ],
+)
+def test_bad_combinations_are_refused_with_the_fix(settings: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        HeadConfig(**settings)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_has_working_defaults_and_survives_json(head: str) -> None:
+    config = HeadConfig(head=head, dim=64)
+    assert HeadConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_unknown_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown settings \\['tprime'\\]"):
+        HeadConfig.from_dict({"head": "dits", "tprime": 3})
+
+
+def test_defaults_are_resolved_so_that_a_stored_config_says_everything() -> None:
+    stored = HeadConfig(head="diffusion").to_dict()
+    assert (stored["T_prime"], stored["schedule"], stored["condition"]) == (10, "literal", "t")
+    assert None not in stored.values()
+    assert "default" not in stored.values()
+
+
+def test_paper_literal() -> None:
+    config = HeadConfig.paper_literal(512, T_prime=5)
+    assert (config.schedule, config.noise_train, config.noise_eval, config.steps) == ("literal", True, True, 5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "indexable"),
+    [({}, True), ({"condition": "t"}, True), ({"condition": "tv"}, False), ({"gap": "t-v"}, False)],
+)
+def test_which_systems_need_the_video(settings: dict, indexable: bool) -> None:
+    assert (HeadConfig(**settings).needs_video is None) == indexable
+
+
+def test_the_config_imports_no_torch() -> None:
+    code = "import sys, dits_head.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
