@@ -27,7 +27,7 @@ class PictureInfo:
 
 
 def inspect(codec: str, data: memoryview, length_size: int | None, is_keyframe: bool) -> PictureInfo:
-    """What a packet's header says. `length_size`: bytes of a NAL unit's length (MP4, Matroska), None for start codes."""
+    """What a packet's header says. `length_size`: bytes of a NAL unit's length (MP4, MKV), None for start codes."""
     if codec == "h264":
         return _inspect_h264(data, length_size)
     if codec == "hevc":

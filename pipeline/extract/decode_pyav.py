@@ -13,7 +13,6 @@ Files are untrusted: only the formats in `FORMATS` (no playlists, no image patte
 `file` can be opened, nothing that a file names is followed.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,9 +34,9 @@ from pipeline.extract.sampling import choose_frames
 from pipeline.extract.selection import PacketRow, Run, plan_runs, shown_order
 
 NAME = "pyav"
-FORMATS = ",".join(
-    "mov mp4 matroska webm avi mpegts mpeg mpegvideo flv ogg gif apng h261 h263 h264 hevc m4v vc1 av1 obu ivf mjpeg mxf "
-    "asf rm nut dv wtv yuv4mpegpipe mp3 wav aac ac3 eac3 flac amr".split()
+FORMATS = (  # libavformat demuxers that read one self-contained file; the audio ones say "no video stream"
+    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,gif,apng,h261,h263,h264,hevc,m4v,vc1,av1,obu,ivf,"
+    "mjpeg,mxf,asf,rm,nut,dv,wtv,yuv4mpegpipe,mp3,wav,aac,ac3,eac3,flac,amr"
 )
 _IN_RUNS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mjpeg", "prores", "dnxhd"})  # codecs whose headers we trust
 _PROGRESSIVE = (0, 1)  # AV_FIELD_UNKNOWN, AV_FIELD_PROGRESSIVE
@@ -82,8 +81,8 @@ def decode_clip(path: str, wish: Wish, limits: Limits | None = None) -> Clip:
 
 
 @contextmanager
-def _opened(path: str, limits: Limits) -> Iterator[tuple[Any, Any]]:
-    """The container and its video stream, every failure translated."""
+def open_container(path: str, limits: Limits) -> Iterator[Any]:
+    """The container, opened with the allow-lists; DecodeFailure says why not."""
     try:
         container = av.open(
             "file:" + path,
@@ -93,6 +92,13 @@ def _opened(path: str, limits: Limits) -> Iterator[tuple[Any, Any]]:
     except (FFmpegError, OSError, MemoryError) as error:
         raise DecodeFailure("open", _kind(error, "CannotOpen"), _reason(error)) from None
     with container:
+        yield container
+
+
+@contextmanager
+def _opened(path: str, limits: Limits) -> Iterator[tuple[Any, Any]]:
+    """The container and its video stream, ready to decode."""
+    with open_container(path, limits) as container:
         stream = default_stream(container)
         if stream is None:
             raise DecodeFailure("open", "NoVideoStream", f"no video stream among {len(container.streams)} streams")
@@ -138,6 +144,7 @@ class _Packets:
         self.rows: list[PacketRow] = []
         self.error = ""
         self._kept: list[Any] | None = []
+        self._reconfigured = False  # parameters change in mid-stream
         self._scan()
         tells = self.codec in _IN_RUNS and int(stream.codec_context.field_order) in _PROGRESSIVE
         self.order = shown_order(self.rows) if tells and not self.error and not self._reconfigured else None
@@ -145,7 +152,6 @@ class _Packets:
     def _scan(self) -> None:
         length_size = nal_length_size(self.codec, self.stream.codec_context.extradata)
         kept_bytes, span = 0, _Span(self.stream.time_base, self.limits)
-        self._reconfigured = False
         for packet in self._demux(self.container, self.stream):
             span.add(packet.pts)
             picture = inspect(self.codec, memoryview(packet), length_size, packet.is_keyframe)
@@ -252,6 +258,8 @@ def _decode_runs(packets: _Packets, wish: Wish) -> Clip | None:
                 promised.discard(frame.pts)
                 if frame.pts in run.wanted and frame.pts not in found and not frame.is_corrupt:
                     found[frame.pts] = develop(frame)
+        except MemoryError:
+            raise
         except FFmpegError:  # damage: only the whole file in sequence can say which frames there are
             return None
         finally:
@@ -313,6 +321,8 @@ def _sequence(packets: _Packets, wanted: set[int], develop: _Developer) -> _Pass
     for packet in chain(packets.all(), [None]):
         try:
             frames = context.decode(packet)
+        except MemoryError:
+            raise
         except FFmpegError as error:  # damaged packets are passed over, as players do
             done.errors, done.last_error = done.errors + 1, _reason(error)
             continue

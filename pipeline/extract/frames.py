@@ -43,7 +43,7 @@ def fit(image: FrameArray, size: FrameSize, pixel_aspect: Fraction = Fraction(1)
         whole, left, top = (size.width, size.height), 0, 0
     else:
         whole = _covering(max(1, round(width * pixel_aspect)), height, size)
-        left, top = (int(round((have - want) / 2)) for have, want in zip(whole, (size.width, size.height), strict=True))
+        left, top = (round((have - want) / 2) for have, want in zip(whole, (size.width, size.height), strict=True))
     if whole == (width, height):
         return np.ascontiguousarray(image[top : top + size.height, left : left + size.width])
     to_x, to_y = width / whole[0], height / whole[1]

@@ -17,6 +17,7 @@ class Limits:
     max_seconds: float = 120.0
     max_memory_bytes: int = 4 << 30  # address space of one decoding process
     packet_cache_bytes: int = 256 << 20  # coded packets kept between the two passes; beyond it the file is read twice
+    max_fetch_bytes: int = 8 << 30  # a remote clip is copied to a temporary file
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

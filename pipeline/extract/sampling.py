@@ -7,6 +7,7 @@ frame count that a header claims play no part: `frames` are those that really co
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 RULE = "xpool-uniform-middle"  # the name under which the store's fingerprint knows this rule
 
@@ -25,7 +26,7 @@ def middle_indices(frame_count: int, num_frames: int) -> list[int]:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
     parts = min(num_frames, frame_count)
     bounds = [index * frame_count // parts for index in range(parts + 1)] if parts else []
-    return [(first + after - 1) // 2 for first, after in zip(bounds, bounds[1:], strict=False)]
+    return [(first + after - 1) // 2 for first, after in pairwise(bounds)]
 
 
 def choose_frames(

@@ -1,0 +1,297 @@
+"""Stage 1, whole: a manifest of videos and captions in, a feature store out, nothing lost on the way.
+
+    decoding processes -> bounded queue -> batches of full size across videos -> encoder -> shard, marker
+
+One shard is `shard_size` consecutive clips of the manifest. Its content depends on them and on the settings alone:
+clips arrive in the manifest's order and a batch never spans two shards, so an interrupted and resumed run writes what
+an undisturbed one writes. Decoding runs ahead over shard borders all the while. What is done is never done again; a
+clip that fails is a row that says why; inputs = done + failed + skipped is checked when a shard is written.
+"""
+
+import errno
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline.errors import BadInput, UserError
+from pipeline.extract.encoder import Encoder, load_encoder
+from pipeline.extract.limits import DecodeFailure
+from pipeline.extract.pool import Decoded, DecodePool
+from pipeline.extract.settings import ExtractSettings
+from pipeline.extract.worker import DecodeSettings, Job
+from pipeline.stores.features import Failure, FeatureStore
+from pipeline.stores.manifest import Manifest, VideoEntry
+from pipeline.stores.shards import read_shard
+
+SKIPPED = "skipped_files"  # key of Manifest.protocol: [{"path", "reason"}], files of a folder that are no videos
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What became of every input over the store's whole life, and what this run did in `seconds`."""
+
+    inputs: int
+    done: int
+    failed: int
+    skipped: int
+    store: str
+    new_videos: int
+    new_captions: int
+    seconds: float
+    mean_attempts: float
+    failure_classes: dict[str, int]
+    min_coverage: float
+
+    @property
+    def coverage(self) -> float:
+        """Share of the inputs, skipped ones aside, that are done."""
+        return self.done / max(1, self.inputs - self.skipped)
+
+    @property
+    def enough(self) -> bool:
+        return self.coverage >= self.min_coverage
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "coverage": self.coverage}
+
+
+def extract(
+    manifest: Manifest,
+    store_path: Path,
+    settings: ExtractSettings,
+    *,
+    encoder: Encoder | None = None,
+    progress: bool = True,
+) -> ExtractReport:
+    """Extract whatever of `manifest` is not in the store yet. Raises UserError; a bad video never raises.
+
+    `encoder` saves loading one that is there already; it must be what `settings` name.
+    """
+    if not manifest.entries:
+        raise BadInput(f"data set {manifest.name!r} holds no videos")
+    started = time.perf_counter()
+    encoder = encoder or load_encoder(
+        settings.model, settings.pretrained, device=settings.device, precision=settings.precision
+    )
+    fingerprint = {**encoder.settings, **settings.fingerprint_part()}
+    store = FeatureStore.create(store_path, fingerprint, shard_format=settings.shard_format, media_root=manifest.root)
+    with store.lock(timeout=settings.wait_seconds), _full_disk_is_an_error(store):
+        videos = _extract_videos(manifest, store, settings, encoder, progress)
+        captions = _extract_texts(manifest, store, settings, encoder, progress)
+        store.write_failures_table()
+        return _report(manifest, store, settings, videos, captions, time.perf_counter() - started)
+
+
+def _report(
+    manifest: Manifest, store: FeatureStore, settings: ExtractSettings, videos: int, captions: int, seconds: float
+) -> ExtractReport:
+    status = store.covered()
+    ours = [*(entry.video_id for entry in manifest.entries), *(row["path"] for row in _skipped(manifest))]
+    counts = Counter(status[video_id] for video_id in ours)
+    failures = [failure for failure in store.failures() if failure.video_id in set(ours)]
+    attempts = counts["done"] + sum(failure.attempts for failure in failures)
+    return ExtractReport(
+        inputs=len(ours),
+        done=counts["done"],
+        failed=counts["failed"],
+        skipped=counts["skipped"],
+        store=str(store.path),
+        new_videos=videos,
+        new_captions=captions,
+        seconds=seconds,
+        mean_attempts=attempts / max(1, counts["done"] + len(failures)),
+        failure_classes=dict(Counter(failure.error_class for failure in failures)),
+        min_coverage=settings.min_coverage,
+    )
+
+
+# -- videos
+
+
+def _extract_videos(
+    manifest: Manifest, store: FeatureStore, settings: ExtractSettings, encoder: Encoder, progress: bool
+) -> int:
+    """How many clips this run tried."""
+    attempts = {failure.video_id: failure.attempts for failure in store.failures()}
+    entries = _outstanding(manifest, store, settings)
+    status = store.covered()
+    skipped = [row for row in _skipped(manifest) if row["path"] not in status]
+    jobs = [Job(index, manifest.resolve(entry), entry.start, entry.end) for index, entry in enumerate(entries)]
+    decoding = DecodeSettings(
+        settings.num_frames, encoder.frame_size, settings.decode_chain, settings.hwaccel, settings.limits
+    )
+    if not entries and skipped:
+        _VideoShard([], settings, encoder).write(store, skipped)
+    with (
+        DecodePool(jobs, decoding, settings.worker_count) as pool,
+        tqdm(total=len(jobs), desc="videos", unit="clip", disable=not progress, file=sys.stderr) as bar,
+    ):
+        results = iter(pool)
+        for first in range(0, len(entries), settings.shard_size):
+            shard = _VideoShard(entries[first : first + settings.shard_size], settings, encoder)
+            for job, result in islice(results, len(shard.entries)):
+                shard.add(entries[job.index], result, attempts.get(entries[job.index].video_id, 0))
+                bar.update()
+            is_last = first + settings.shard_size >= len(entries)
+            shard.write(store, skipped if is_last else [])
+    return len(entries)
+
+
+def _outstanding(manifest: Manifest, store: FeatureStore, settings: ExtractSettings) -> list[VideoEntry]:
+    """Clips without an outcome, and failed ones of the class that is to be retried, in the manifest's order."""
+    status = store.covered()
+    again = {
+        failure.video_id
+        for failure in store.failures()
+        if settings.retry_failed == "all" or settings.retry_failed == failure.error_class
+    }
+    return [entry for entry in manifest.entries if entry.video_id not in status or entry.video_id in again]
+
+
+def _skipped(manifest: Manifest) -> list[dict[str, str]]:
+    rows: list[dict[str, str]] = manifest.protocol.get(SKIPPED, [])
+    return rows
+
+
+class _VideoShard:
+    """The rows of one shard while its clips come in; frames wait only until a batch is full."""
+
+    def __init__(self, entries: Sequence[VideoEntry], settings: ExtractSettings, encoder: Encoder):
+        self.entries, self._settings, self._encoder = entries, settings, encoder
+        shape = (len(entries), settings.num_frames)
+        self._embeds = np.zeros((*shape, encoder.dim), np.float16)
+        self._pts = np.full(shape, np.nan)
+        self._done: list[VideoEntry] = []
+        self._failures: list[Failure] = []
+        self._decoders: dict[str, str] = {}
+        self._notes: dict[str, str] = {}
+        self._pending: list[np.ndarray] = []  # frames not encoded yet
+        self._places: list[tuple[int, int]] = []  # the row and slot of each
+
+    def add(self, entry: VideoEntry, result: Decoded | DecodeFailure, attempts_before: int) -> None:
+        if isinstance(result, DecodeFailure):
+            row = (entry.video_id, entry.path, result.step, result.kind, result.message, attempts_before + 1)
+            self._failures.append(Failure(*row))
+            return
+        row_index = len(self._done)
+        self._done.append(entry)
+        self._pts[row_index, : len(result.times)] = result.times
+        self._decoders[entry.video_id] = result.decoder
+        if result.note:
+            self._notes[entry.video_id] = result.note
+        self._pending.extend(result.frames)
+        self._places.extend((row_index, slot) for slot in range(len(result.frames)))
+        while len(self._pending) >= self._settings.batch_size:
+            self._encode(self._settings.batch_size)
+
+    def _encode(self, count: int) -> None:
+        places = tuple(np.array(self._places[:count]).T)
+        embeds = self._encoder.embed_frames(np.stack(self._pending[:count])).numpy()
+        if not np.isfinite(embeds).all():
+            raise UserError(
+                f"the encoder gave values that are not finite in {self._encoder.settings['dtype']}",
+                fix="give --precision float32",
+            )
+        self._embeds[places] = embeds
+        del self._pending[:count], self._places[:count]
+
+    def write(self, store: FeatureStore, skipped: Sequence[dict[str, str]] = ()) -> None:
+        if self._pending:
+            self._encode(len(self._pending))
+        rows = len(self._done)
+        columns: dict[str, Any] = {
+            "video_id": [entry.video_id for entry in self._done],
+            "path": [entry.path for entry in self._done],
+            "split": [entry.split for entry in self._done],
+            "frame_embeds": self._embeds[:rows],
+            "frame_mask": ~np.isnan(self._pts[:rows]),
+            "frame_pts": self._pts[:rows],
+        }
+        mixed = len(set(self._decoders.values())) > 1 or self._settings.allow_mixed_decoders
+        store.write_videos(
+            columns,
+            inputs=[*(entry.video_id for entry in self.entries), *(row["path"] for row in skipped)],
+            failures=self._failures,
+            skipped=[row["path"] for row in skipped],
+            extra={
+                "skip_reasons": {row["path"]: row["reason"] for row in skipped},
+                "notes": self._notes,
+                **({"decoders": self._decoders} if mixed else {}),
+            },
+        )
+
+
+# -- captions
+
+
+def _extract_texts(
+    manifest: Manifest, store: FeatureStore, settings: ExtractSettings, encoder: Encoder, progress: bool
+) -> int:
+    """How many captions this run encoded. A caption that changed under its id is encoded again."""
+    known = dict(_captions_in(store))
+    rows = [
+        (caption_id, entry, caption)
+        for entry in manifest.entries
+        for caption_id, caption in zip(entry.caption_ids(), entry.captions, strict=True)
+        if known.get(caption_id) != caption
+    ]
+    shards = [rows[first : first + settings.text_shard_size] for first in range(0, len(rows), settings.text_shard_size)]
+    embed = _remembering(encoder, shards, settings.text_batch_size)
+    with tqdm(total=len(rows), desc="captions", unit="caption", disable=not progress, file=sys.stderr) as bar:
+        for shard in shards:
+            columns: dict[str, Any] = {
+                "caption_id": [caption_id for caption_id, _, _ in shard],
+                "video_id": [entry.video_id for _, entry, _ in shard],
+                "split": [entry.split for _, entry, _ in shard],
+                "caption": [caption for _, _, caption in shard],
+                "text_embeds": embed([caption for _, _, caption in shard]),
+            }
+            store.write_texts(columns)
+            bar.update(len(shard))
+    return len(rows)
+
+
+def _captions_in(store: FeatureStore) -> Iterator[tuple[str, str]]:
+    for path in store.shard_paths("texts"):
+        columns: Any = read_shard(path, ["caption_id", "caption"])
+        yield from zip(columns["caption_id"], columns["caption"], strict=True)
+
+
+def _remembering(
+    encoder: Encoder, shards: Sequence[Sequence[tuple[str, VideoEntry, str]]], batch_size: int
+) -> Callable[[Sequence[str]], np.ndarray]:
+    """An embedder that encodes each distinct sentence once over all shards, keeping only those that come up again."""
+    appearances = Counter(caption for shard in shards for caption in {caption for _, _, caption in shard})
+    kept: dict[str, np.ndarray] = {}
+
+    def embed(captions: Sequence[str]) -> np.ndarray:
+        new = [caption for caption in dict.fromkeys(captions) if caption not in kept]
+        fresh = dict(zip(new, encoder.embed_texts(new, batch_size=batch_size).numpy(), strict=True))
+        embeds = np.stack([kept[caption] if caption in kept else fresh[caption] for caption in captions])
+        kept.update({caption: fresh[caption] for caption in new if appearances[caption] > 1})
+        return embeds
+
+    return embed
+
+
+@contextmanager
+def _full_disk_is_an_error(store: FeatureStore) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error)
+        if not full:
+            raise
+        raise UserError(
+            f"no space left for {store.path} ({error})",
+            fix="free some space and run the same command again: finished shards are intact and are not redone",
+        ) from error

@@ -1,0 +1,84 @@
+"""The settings of an extraction, checked when they are made, and what of them the features depend on."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.errors import BadInput
+from pipeline.extract.limits import Limits
+from pipeline.extract.sampling import RULE
+from pipeline.stores.shards import SUFFIXES
+
+DECODERS = ("pyav", "ffmpeg")
+
+
+@dataclass(frozen=True)
+class ExtractSettings:
+    """What to extract with. Only the encoder, num_frames and the decoder change the features; the rest is logistics.
+
+    `workers` 0: one decoding process a core. `retry_failed`: None, "all", or a failure class such as "TimeLimit".
+    `min_coverage`: the least share of videos (skipped ones aside) that must be done for the run to count as good.
+    `allow_mixed_decoders`: ffmpeg may try what PyAV cannot read; the store then names the decoder of every video.
+    """
+
+    model: str = "shapes-clip"
+    pretrained: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    num_frames: int = 12
+    decoder: str = "pyav"
+    allow_mixed_decoders: bool = False
+    hwaccel: str | None = None
+    workers: int = 0
+    batch_size: int = 64
+    text_batch_size: int = 256
+    shard_size: int = 256
+    text_shard_size: int = 16384
+    shard_format: str = "hdf5"
+    retry_failed: str | None = None
+    min_coverage: float = 0.95
+    wait_seconds: float = 0.0
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "batch_size", "text_batch_size", "shard_size", "text_shard_size"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} must be at least 1", got=getattr(self, name))
+        if self.workers < 0:
+            raise BadInput("workers must be 0 (one a core) or more", got=self.workers)
+        if not 0.0 <= self.min_coverage <= 1.0:
+            raise BadInput("min_coverage must lie between 0 and 1", got=self.min_coverage)
+        if self.decoder not in DECODERS:
+            raise BadInput("unknown decoder", expected=DECODERS, got=repr(self.decoder))
+        if self.hwaccel and self.decoder != "ffmpeg":
+            raise BadInput("hardware decoding is ffmpeg's", fix="give --decoder ffmpeg with --hwaccel")
+        if self.allow_mixed_decoders and self.decoder != "pyav":
+            raise BadInput("mixed decoders start from pyav", fix="leave --decoder at pyav with --allow-mixed-decoders")
+        if self.shard_format not in SUFFIXES:
+            raise BadInput("unknown shard format", expected=sorted(SUFFIXES), got=repr(self.shard_format))
+
+    @property
+    def decode_chain(self) -> str:
+        return "pyav+ffmpeg" if self.allow_mixed_decoders else self.decoder
+
+    @property
+    def worker_count(self) -> int:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.workers or cores
+
+    def fingerprint_part(self) -> dict[str, Any]:
+        """What the features depend on besides the encoder."""
+        return {
+            "sampling": RULE,
+            "num_frames": self.num_frames,
+            "decoder": self.decode_chain,
+            "decoder_version": decoder_version(self.decode_chain),
+        }
+
+
+def decoder_version(chain: str) -> str:
+    from pipeline.extract import decode_ffmpeg, decode_pyav
+
+    versions: dict[str, Callable[[], str]] = {"pyav": decode_pyav.version, "ffmpeg": decode_ffmpeg.version}
+    return "; ".join(versions[name]() for name in chain.split("+"))
