@@ -299,11 +299,13 @@ def test_unknown_names_and_options_list_the_known_ones(tmp_path, name, options, 
 
 
 def test_the_built_in_data_set_is_accounted_for_too(tmp_path):
-    manifest = build_manifest("shapes", dataset_dir=tmp_path, train=2, val=1, test=3, workers=1)
+    manifest = build_manifest("shapes", dataset_dir=tmp_path, train="2", val=1, test=3, workers="1")
     assert manifest.protocol["label"] == "subset (3 of 1000)"
     assert manifest.protocol["splits"]["train"]["found"] == 2
     with pytest.raises(BadInput, match="no option 'trian'"):
         build_manifest("shapes", dataset_dir=tmp_path, trian=2)
+    with pytest.raises(BadInput, match="a whole number; got 'many'"):
+        build_manifest("shapes", dataset_dir=tmp_path, train="many")
     with pytest.raises(BadInput, match="makes its own"):
         build_manifest("shapes", videos=tmp_path, dataset_dir=tmp_path)
 

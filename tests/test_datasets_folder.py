@@ -32,7 +32,7 @@ def videos(tmp_path):
 
 def test_without_captions_every_file_is_searchable(videos):
     manifest = folder_manifest(videos, name="mine")
-    assert [entry.video_id for entry in manifest.entries] == ["a.mp4", "b.webm", "deep/er/c.d.avi", "notes.txt"]
+    assert [entry.video_id for entry in manifest.entries] == ["a.mp4", "b.webm", "deep/er/c.d.avi"]
     assert {entry.split for entry in manifest.entries} == {"corpus"}
     assert (manifest.name, manifest.protocol["label"]) == ("mine", None)
 
@@ -53,8 +53,8 @@ def test_captions_in_each_format_give_the_same_entries(videos, tmp_path):
         ("a", "a.mp4", "test", ("one", "four")),
         ("b.webm", "b.webm", "test", ("two",)),
         ("c.d", "deep/er/c.d.avi", "test", ("three",)),
-        ("notes.txt", "notes.txt", "corpus", ()),
     ]
+    assert manifests[0].protocol["skipped_files"] == [{"path": "notes.txt", "reason": ".txt is no video"}]
     assert "fewer than" in manifests[0].protocol["validation"]
     write_manifest(manifests[0], tmp_path / "manifest.parquet")
     assert read_manifest(tmp_path / "manifest.parquet") == manifests[0]
@@ -68,7 +68,6 @@ def test_msrvtt_style_and_a_captions_file_inside_the_folder(videos):
         ("a.mp4", "test"),
         ("b.webm", "corpus"),
         ("deep/er/c.d.avi", "corpus"),
-        ("notes.txt", "corpus"),
     ]
 
 
@@ -78,7 +77,7 @@ def test_a_split_column_decides(videos, tmp_path):
         [["video_id", "caption", "split"], ["a", "one", "train"], ["b", "two", "val"], ["c.d", "three", "test"]],
     )
     manifest = folder_manifest(videos, tmp_path / "c.csv")
-    assert [entry.split for entry in manifest.entries] == ["train", "val", "test", "corpus"]
+    assert [entry.split for entry in manifest.entries] == ["train", "val", "test"]
     assert manifest.protocol["validation"] == "as given by the split column"
 
 
@@ -141,6 +140,9 @@ def test_missing_folders_and_files_are_named(videos, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(MissingData, match="holds no files"):
         folder_manifest(tmp_path / "empty")
+    (tmp_path / "empty" / "notes.md").touch()
+    with pytest.raises(MissingData, match=r"holds no videos; got 1 other files, such as notes\.md"):
+        folder_manifest(tmp_path / "empty")
     (tmp_path / "c.parquet").write_bytes(b"PAR1 but no more")
     with pytest.raises(BadInput, match="cannot be read as Parquet"):
         folder_manifest(videos, tmp_path / "c.parquet")
@@ -163,7 +165,7 @@ def test_links_are_followed_once_and_odd_names_counted(videos, tmp_path):
         pass
     manifest = folder_manifest(videos)
     assert "part/linked.mp4" in {entry.path for entry in manifest.entries}
-    assert len(manifest.entries) == 5
+    assert len(manifest.entries) == 4
     assert manifest.protocol["repairs"]["files whose names are not UTF-8 left out"]["count"] == 1
 
 
@@ -202,4 +204,5 @@ def test_the_shared_clips():
         pytest.skip(f"the example clips are not at {CLIPS}")
     captioned = folder_manifest(CLIPS / "captioned", CLIPS / "captioned" / "captions.csv")
     assert len(captioned.entries) == len(captioned.split("test").entries) == 29
-    assert len(folder_manifest(CLIPS / "odd").entries) == 79
+    odd = folder_manifest(CLIPS / "odd")
+    assert len(odd.entries) + len(odd.protocol["skipped_files"]) == 79

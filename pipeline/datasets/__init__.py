@@ -41,6 +41,9 @@ DATASETS: dict[str, DatasetInfo] = {
 }
 
 
+_GIVEN_OTHERWISE = {"source", "dataset_dir", "progress", "videos", "captions_file"}  # parameters that are no options
+
+
 def dataset_info(name: str) -> DatasetInfo:
     """Raises BadInput with the list of names."""
     if name not in DATASETS:
@@ -71,13 +74,13 @@ def build_manifest(
     info = dataset_info(name)
     module = import_module(info.module)
     if info.built_in:
-        _check_options(name, module.generate, options)
-        manifest: Manifest = module.build(videos, annotations, _needed(dataset_dir, "dataset_dir"), **options)
+        checked = _checked(name, module.generate, options)
+        manifest: Manifest = module.build(videos, annotations, _needed(dataset_dir, "dataset_dir"), **checked)
         sizes = {split: inspect.signature(module.generate).parameters[split].default for split in SPLITS}
         return account_generated(manifest, sizes)
     if name == "folder":
-        folder = videos or _needed(dataset_dir, "videos") / "videos"
-        return module.folder_manifest(folder, annotations, options.get("corpus", "folder"))
+        folder = Path(videos) if videos else _needed(dataset_dir, "videos") / "videos"
+        return module.build(folder, Path(annotations) if annotations else None, **_checked(name, module.build, options))
     source = find_source(name, videos, annotations, dataset_dir, options.pop("splits", None))
     assert source.videos is not None
     annotated = annotate(source, **options)
@@ -88,8 +91,7 @@ def build_manifest(
 def annotate(source: "Source", **options: Any) -> "Annotated":
     """What the annotation files of `source.dataset` say, before any video is looked for."""
     module = import_module(dataset_info(source.dataset).module)
-    _check_options(source.dataset, module.annotate, options)
-    annotated: Annotated = module.annotate(source, **options)
+    annotated: Annotated = module.annotate(source, **_checked(source.dataset, module.annotate, options))
     return annotated
 
 
@@ -125,10 +127,16 @@ def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
     return {key: value.default for key, value in parameters.items() if value.kind is value.KEYWORD_ONLY}
 
 
-def _check_options(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    known = [key for key in inspect.signature(function).parameters if key not in {"source", "dataset_dir"}]
-    for option in options:
+def _checked(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, numbers read from text where the function takes numbers. Raises BadInput on an unknown one."""
+    parameters = inspect.signature(function).parameters
+    known = {key: value for key, value in parameters.items() if key not in _GIVEN_OTHERWISE}
+    checked = dict(options)
+    for option, value in options.items():
         if option not in known:
-            raise BadInput(
-                f"data set {name!r} has no option {option!r}", expected=", ".join(known) or "none", got=option
-            )
+            raise BadInput(f"data set {name!r} has no option {option!r}", expected=", ".join(known) or "none")
+        if isinstance(value, str) and "int" in str(known[option].annotation):
+            if not value.lstrip("-").isdecimal():
+                raise BadInput(f"data set {name!r}: option {option!r}", expected="a whole number", got=repr(value))
+            checked[option] = int(value)
+    return checked

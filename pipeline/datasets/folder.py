@@ -4,9 +4,11 @@ Captions: CSV, Parquet or JSONL with `video_id`, `caption` and optionally `path`
 val, test); or MSR-VTT's form `key,vid_key,video_id,sentence`. Without `path` a video is found by its id: a file name,
 with or without its extension. A video with several captions has several rows.
 
-Every regular file of the folder is an entry: captioned ones under their video_id, the others under their relative path
-in the split "corpus" (searchable, not evaluated). Without a `split` column all captioned videos are the test split, or,
-from MIN_TO_SPLIT of them on, 80 / 10 / 10 % train / val / test by a hash of the id.
+Every regular file of the folder is counted: captioned ones are entries under their video_id, the others entries under
+their relative path in the split "corpus" (searchable, not evaluated), and files that by their kind cannot be videos
+(texts, tables, pictures) are listed in `protocol["skipped_files"]`, which stage 1 counts as skipped. Without a `split`
+column all captioned videos are the test split, or, from MIN_TO_SPLIT of them on, 80 / 10 / 10 % train / val / test by
+a hash of the id.
 """
 
 import hashlib
@@ -23,6 +25,15 @@ from pipeline.stores.manifest import Manifest, VideoEntry
 
 MIN_TO_SPLIT = 200
 SPLIT_SEED = 24
+NO_VIDEOS = {
+    ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".md", ".srt", ".vtt", ".xml", ".html", ".yaml", ".yml", ".pdf",
+    ".py", ".h5", ".npy", ".npz", ".pkl", ".pt", ".zip", ".tar", ".gz", ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".log",
+}  # fmt: skip
+
+
+def build(videos: Path, captions_file: Path | None = None, *, corpus: str = "folder") -> Manifest:
+    """`folder_manifest` under the options that a command line gives."""
+    return folder_manifest(videos, captions_file, corpus)
 
 
 def folder_manifest(videos: Path, captions: Path | None = None, name: str = "folder") -> Manifest:
@@ -38,17 +49,23 @@ def folder_manifest(videos: Path, captions: Path | None = None, name: str = "fol
         raise MissingData(f"{videos} holds no files", fix="name the folder of the videos with --videos")
     captioned = _entries(rows, index, captions, repairs) if captions else []
     used = {entry.path for entry in captioned}
-    others = [VideoEntry(path, path, "corpus") for path in files if path not in used]
+    others = [path for path in files if path not in used]
+    skipped = [path for path in others if os.path.splitext(path)[1].lower() in NO_VIDEOS]
+    no_videos = set(skipped)
+    entries = (*captioned, *(VideoEntry(path, path, "corpus") for path in others if path not in no_videos))
+    if not entries:
+        raise MissingData(f"{videos} holds no videos", got=f"{len(files)} other files, such as {files[0]}")
     protocol: dict[str, Any] = {
         "dataset": name,
         "caption_rule": "the captions of the file, each one a query" if captions else "no captions",
         "validation": _split_rule(captioned, rows),
         "label": f"own data ({sum(entry.split == 'test' for entry in captioned)} test videos)" if captioned else None,
         "splits": {split: _account(split, captioned) for split in SPLITS},
-        "files": {"count": len(files), "captioned": len(used), "without_caption": len(others)},
+        "files": {"count": len(files), "captioned": len(used), "without_caption": len(others) - len(skipped)},
+        "skipped_files": [{"path": path, "reason": f"{os.path.splitext(path)[1]} is no video"} for path in skipped],
         "repairs": repairs.to_json(),
     }
-    return Manifest(name, str(videos.resolve()), (*captioned, *others), protocol)
+    return Manifest(name, str(videos.resolve()), entries, protocol)
 
 
 def read_captions(path: Path, repairs: Repairs) -> list[Row]:
