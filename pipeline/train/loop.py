@@ -29,7 +29,7 @@ from pipeline.stores.atomic import atomic_write
 from pipeline.train.batches import epoch_batches
 
 Scores = dict[str, float]
-Validate = Callable[[nn.Module], Mapping[str, float]]
+Validate = Callable[[Any], Mapping[str, float]]
 Progress = Callable[[int, int, str], None]  # (steps done, steps in all, what)
 
 RESUME_EVERY = 30.0  # seconds between two points to go on from

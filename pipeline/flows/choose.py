@@ -1,0 +1,116 @@
+"""Which store, head and encoder a command means when the user does not say: the last one, or the choices."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dits_head.config import HeadConfig
+from dits_head.head import RetrievalHead, build_head
+from pipeline.config import Workspace
+from pipeline.errors import BadInput, MissingData
+from pipeline.stores.atomic import read_json, write_json
+from pipeline.stores.checkpoints import load_head
+from pipeline.stores.features import FeatureStore
+
+ZERO_SHOT = "zero-shot"  # the run name of plain mean pooling, which needs no training
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A feature store and the names that lead to it: features/<dataset>/<encoder>."""
+
+    dataset: str
+    encoder: str
+    store: FeatureStore
+
+
+@dataclass(frozen=True)
+class ChosenHead:
+    """A head ready for inference, the run that it came from, and the record of how it was made."""
+
+    run: str
+    head: RetrievalHead
+    record: dict[str, Any]
+
+
+def encoder_name(model: str, pretrained: str | None) -> str:
+    """The folder name of an encoder: the model, and its weights' tag or file name."""
+    if not pretrained:
+        return model.replace("/", "-")
+    weights = Path(pretrained).stem if "/" in pretrained or Path(pretrained).suffix else pretrained
+    return f"{model}-{weights}".replace("/", "-")
+
+
+def remember_store(workspace: Workspace, dataset: str, encoder: str) -> None:
+    """Note what was extracted last: the later commands take it when they are not told otherwise."""
+    write_json(workspace.root / "last.json", {"dataset": dataset, "encoder": encoder})
+
+
+def choose_store(workspace: Workspace, dataset: str | None = None, encoder: str | None = None) -> Chosen:
+    """The store of the named data set and encoder; unnamed: the only one, or the one extracted last.
+
+    Raises MissingData when nothing fits, BadInput listing the choices when several do and none was last.
+    """
+    found = [(path.parent.name, path.name) for path in workspace.feature_dirs()]
+    fitting = [pair for pair in found if dataset in (None, pair[0]) and encoder in (None, pair[1])]
+    if not fitting:
+        wanted = "/".join(name for name in (dataset, encoder) if name) or "anything"
+        raise MissingData(
+            f"no features of {wanted} in {workspace.root}",
+            got=", ".join("/".join(pair) for pair in found) or "no feature store at all",
+            fix=f"run `python cli.py extract --dataset {dataset or 'shapes'}` first",
+        )
+    if len(fitting) > 1:
+        last = workspace.root / "last.json"
+        record = read_json(last) if last.exists() else {}
+        fitting = [pair for pair in fitting if pair == (record.get("dataset"), record.get("encoder"))] or fitting
+    if len(fitting) > 1:
+        raise BadInput(
+            "several feature stores fit",
+            got=", ".join("/".join(pair) for pair in fitting),
+            fix="give --dataset, --encoder",
+        )
+    name, encoder = fitting[0]
+    return Chosen(name, encoder, FeatureStore.open(workspace.features_dir(name, encoder)))
+
+
+def choose_head(
+    workspace: Workspace, chosen: Chosen, run: str | None = None, head_dir: Path | None = None
+) -> ChosenHead:
+    """The head trained last on the data set with the store's encoder; or the run named; or the folder named.
+
+    `zero-shot`, and a data set without a trained head, give mean pooling. Raises MissingData for an unknown run,
+    FingerprintMismatch for a head of another encoder, BadInput for one of another width.
+    """
+    if head_dir is not None:
+        return open_head(Path(head_dir), chosen.store)
+    runs = workspace.head_dirs(chosen.dataset)
+    if run is None:
+        runs = [path for path in runs if read_json(path / "config.json")["encoder"] == chosen.store.settings]
+        run = runs[-1].name if runs else ZERO_SHOT
+    if run == ZERO_SHOT:
+        config = HeadConfig(head="mean-pool", dim=chosen.store.dim)
+        return ChosenHead(ZERO_SHOT, build_head(config).eval(), {"head": config.to_dict(), "selected_on": None})
+    if run not in [path.name for path in runs]:
+        raise MissingData(
+            f"no head {run!r} for {chosen.dataset}",
+            got=", ".join([*(path.name for path in runs), ZERO_SHOT]),
+            fix="choose one of these with --run, or train it with `python cli.py train-head`",
+        )
+    return open_head(workspace.head_dir(chosen.dataset, run), chosen.store)
+
+
+def open_head(folder: Path, store: FeatureStore) -> ChosenHead:
+    weights, record = load_head(folder)
+    config = HeadConfig.from_dict(record["head"])
+    if config.dim != store.dim:
+        raise BadInput(
+            f"the head in {folder} is of another width than the features in {store.path}",
+            expected=f"{config.dim}-d features",
+            got=f"{store.dim}-d",
+            fix="extract with the head's encoder, or train a head on these features",
+        )
+    store.require(record["encoder"], f"use the head in {folder}")
+    head = build_head(config)
+    head.load_state_dict(weights)
+    return ChosenHead(folder.name, head.eval(), record)

@@ -1,0 +1,139 @@
+"""Stage 2 as a command: choose the data, train, validate on the held-out split, keep the checkpoint."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.loggers import TensorBoardLogger
+
+from dits_head.config import HeadConfig
+from dits_head.head import RetrievalHead, build_head
+from pipeline.config import Workspace, describe_difference, fingerprint
+from pipeline.errors import BadInput, FingerprintMismatch
+from pipeline.flows.choose import Chosen, open_head
+from pipeline.retrieve.metrics import retrieval_metrics
+from pipeline.stores import checkpoints
+from pipeline.stores.atomic import read_json
+from pipeline.train.batches import BatchSource, PairData, training_splits
+from pipeline.train.loop import Progress, TrainSettings, parameter_groups, train
+
+
+def train_head(
+    workspace: Workspace,
+    chosen: Chosen,
+    config: HeadConfig,
+    settings: TrainSettings,
+    *,
+    run: str | None = None,
+    start_from: str | None = None,
+    devices: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train one head and return {head, run, selected_on, val, seconds}; a run that is finished is returned as it is.
+
+    run: folder name; by default the head's name and a fingerprint of everything that makes the run what it is.
+    start_from: another run of the same data set whose equally named weights this one begins with.
+    """
+    identity = {
+        "head": config.to_dict(),
+        "encoder": chosen.store.settings,
+        "settings": asdict(settings),
+        "start_from": start_from,
+    }
+    run = run or f"{config.head}-{fingerprint(identity)[:8]}"
+    run_dir = workspace.head_dir(chosen.dataset, run)
+    if (run_dir / "config.json").exists():
+        return _finished(run_dir, identity)
+
+    train_data, val_data, selected_on = training_splits(chosen.store, settings.seed)
+    torch.manual_seed(settings.seed)
+    head = build_head(config)
+    if start_from:
+        head.start_from(open_head(workspace.head_dir(chosen.dataset, start_from), chosen.store).head.state_dict())
+    run_dir.mkdir(parents=True, exist_ok=True)
+    fabric = Fabric(accelerator="auto", devices=devices, loggers=TensorBoardLogger(run_dir, name="events", version=""))
+    fabric.launch()
+    head = head.to(fabric.device)
+    state = train(
+        head,
+        BatchSource(train_data, fabric.device, free_bytes(fabric.device)),
+        parameter_groups(head, settings.weight_decay),
+        settings,
+        run_dir,
+        identity=identity,
+        validate=validator(val_data),
+        fabric=fabric,
+        progress=progress,
+    )
+    record = {**identity, "run": run, "selected_on": selected_on, "val": state.best, "seconds": round(state.seconds, 1)}
+    if fabric.is_global_zero:
+        checkpoints.save_head(run_dir, head.state_dict(), record)
+        checkpoints.clear_resume(run_dir)
+    return _summary(record)
+
+
+def validator(data: PairData) -> Callable[[RetrievalHead], Mapping[str, float]]:
+    """Text-to-video metrics of a head on the validation split, all of it at once."""
+
+    def validate(head: RetrievalHead) -> Mapping[str, float]:
+        device = next(head.parameters()).device
+        texts = torch.from_numpy(data.text_embeds).to(device)
+        frames = torch.from_numpy(data.frame_embeds).to(device, torch.float32)
+        sims = head.score(texts, frames, torch.from_numpy(data.frame_mask).to(device))
+        return retrieval_metrics(sims.cpu().numpy(), data.text_to_video)
+
+    return validate
+
+
+def free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def _finished(run_dir: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    record = read_json(run_dir / "config.json")
+    if difference := describe_difference({name: record[name] for name in identity}, identity):
+        raise FingerprintMismatch(
+            f"{run_dir} holds a head trained with other settings ({difference})", fix="give --run another name"
+        )
+    return _summary(record)
+
+
+def _summary(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "head": record["head"]["head"],
+        "run": record["run"],
+        "selected_on": record["selected_on"],
+        "val": record["val"],
+        "seconds": record["seconds"],
+    }
+
+
+def head_config(head: str, dim: int, options: Mapping[str, str], *, paper_literal: bool = False) -> HeadConfig:
+    """A HeadConfig from the command line's `--set name=value` pairs. Raises BadInput naming the field and the fix."""
+    known = HeadConfig(dim=dim).to_dict()
+    typed: dict[str, Any] = {}
+    for name, text in options.items():
+        if name not in known or name in ("head", "dim"):
+            raise BadInput(f"--set {name}", expected=", ".join(sorted({*known} - {"head", "dim"})), got=name)
+        typed[name] = _typed(name, text, known[name])
+    try:
+        if paper_literal:
+            return HeadConfig.paper_literal(dim, **typed)
+        return HeadConfig(head=head, dim=dim, **typed)
+    except ValueError as error:
+        raise BadInput(f"this head cannot be built: {error}") from None
+
+
+def _typed(name: str, text: str, example: Any) -> Any:
+    try:
+        if isinstance(example, bool):
+            return {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}[text.lower()]
+        return type(example)(text)
+    except (KeyError, ValueError):
+        raise BadInput(f"--set {name}", expected=f"a {type(example).__name__}", got=repr(text)) from None
