@@ -1,5 +1,7 @@
 """Stage 2 as a command: choose the data, train, validate on the held-out split, keep the checkpoint."""
 
+import resource
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -69,7 +71,14 @@ def train_head(
         fabric=fabric,
         progress=progress,
     )
-    record = {**identity, "run": run, "selected_on": selected_on, "val": state.best, "seconds": round(state.seconds, 1)}
+    record = {
+        **identity,
+        "run": run,
+        "selected_on": selected_on,
+        "val": state.best,
+        "seconds": round(state.seconds, 1),
+        "peak_mb": peak_memory_mb(),
+    }
     if fabric.is_global_zero:
         checkpoints.save_head(run_dir, head.state_dict(), record)
         checkpoints.clear_resume(run_dir)
@@ -93,6 +102,14 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
+
+
+def peak_memory_mb() -> float:
+    """Peak memory of this process so far, in MB: of the GPU where one is used, else resident memory."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 1e6, 1)
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
 def _finished(run_dir: Path, identity: Mapping[str, Any]) -> dict[str, Any]:

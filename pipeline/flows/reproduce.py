@@ -1,0 +1,158 @@
+"""The paper's tables on any data set whose features exist: run what is missing, print the table in the paper's form.
+
+Each row is mean ± standard deviation over seeds, with the paired bootstrap interval of its difference in R@1 to the
+table's first row (videos are resampled, all seeds of a query together); the paper's own numbers stand beside ours where
+the data set and the backbone are the paper's. Markdown, CSV and JSON lie in reports/<dataset>/tables/.
+"""
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import Workspace
+from pipeline.errors import BadInput
+from pipeline.flows.choose import Chosen
+from pipeline.flows.runs import RunSpec, Tested, prepare_runs, sensible_jobs, tested
+from pipeline.flows.tables import TABLES, Row, Table
+from pipeline.retrieve.bootstrap import paired_difference
+from pipeline.stores.atomic import atomic_write, write_json
+
+FIRST_SEED = 24  # the paper's
+FIGURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
+ALL_OF_THE_PAPER = ("4", "5a", "6a", "6b", "7", "8")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a finished table: figures {name: (mean, sd)}, R@1's difference to the first row and its interval."""
+
+    row: Row
+    figures: dict[str, tuple[float, float]]
+    difference: float
+    interval: tuple[float, float]
+    train_seconds: float
+    train_mb: float
+    test_seconds: float
+    test_mb: float
+
+
+def reproduce(
+    workspace: Workspace,
+    chosen: Chosen,
+    names: list[str],
+    recipe: dict[str, Any],
+    *,
+    seeds: int,
+    jobs: int | None = None,
+    progress: Callable[[int, int, str], None],
+) -> dict[str, str]:
+    """{table: Markdown}. Raises BadInput for an unknown table."""
+    for name in names:
+        if name not in TABLES:
+            raise BadInput(f"unknown table {name!r}", expected=", ".join([*TABLES, "all"]), got=name)
+    at_once, threads = sensible_jobs()
+    at_once = jobs or at_once
+
+    def spec(system: str, seed: int) -> RunSpec:
+        root = str(workspace.root.resolve())
+        return RunSpec(root, chosen.dataset, chosen.encoder, system, FIRST_SEED + seed, recipe, threads)
+
+    systems = dict.fromkeys(row.system for name in names for row in TABLES[name].rows)
+    prepare_runs([spec(system, seed) for system in systems for seed in range(seeds)], at_once, progress)
+    results = {system: [tested(spec(system, seed)) for seed in range(seeds)] for system in systems}
+    is_papers = chosen.dataset == "msrvtt" and str(chosen.store.settings["model"]).startswith("ViT-B-32")
+    written = {}
+    for name in names:
+        lines = summarise_table(TABLES[name], results)
+        out = workspace.report_dir(chosen.dataset, "tables") / f"table-{name}"
+        about = (
+            f"{chosen.dataset}, {chosen.encoder}; {seeds} seed{'s' * (seeds != 1)} from {FIRST_SEED}; recipe {recipe}"
+        )
+        written[name] = as_markdown(TABLES[name], lines, is_papers, about)
+        _write(out, written[name], lines)
+    return written
+
+
+def summarise_table(table: Table, results: dict[str, list[Tested]]) -> list[Line]:
+    base = results[table.rows[0].system]
+    lines = []
+    for row in table.rows:
+        runs = results[row.system]
+        values = {name: np.array([run.metrics[name] for run in runs]) for name in FIGURES}
+        paired = paired_difference(
+            np.concatenate([run.ranks for run in base]),
+            np.concatenate([run.ranks for run in runs]),
+            np.concatenate([run.clusters for run in base]),  # a video's queries of all seeds are drawn together
+        )["R@1"]
+        spread = {name: float(of.std(ddof=1)) if len(of) > 1 else 0.0 for name, of in values.items()}
+        lines.append(
+            Line(
+                row,
+                {name: (float(values[name].mean()), spread[name]) for name in FIGURES},
+                paired["difference"],
+                paired["interval"],
+                *(
+                    float(np.mean([getattr(run, name) for run in runs]))
+                    for name in ("train_seconds", "train_mb", "test_seconds", "test_mb")
+                ),
+            )
+        )
+    return lines
+
+
+def as_markdown(table: Table, lines: list[Line], is_papers: bool, about: str) -> str:
+    heads = ["", *FIGURES, "R@1 against the first row [95 %]"]
+    if table.resources:
+        heads += ["training s", "training MB", "retrieval s", "retrieval MB"]
+    if is_papers:
+        heads.append("the paper's " + " ".join(FIGURES))
+    rows = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    for line in lines:
+        cells = [line.row.label]
+        cells += [f"{mean:.1f} ± {sd:.1f}" for mean, sd in (line.figures[name] for name in FIGURES)]
+        low, high = line.interval
+        cells.append("" if line is lines[0] else f"{line.difference:+.2f} [{low:+.2f}, {high:+.2f}]")
+        if table.resources:
+            cells += [
+                f"{line.train_seconds:.0f}",
+                f"{line.train_mb:.0f}",
+                f"{line.test_seconds:.2f}",
+                f"{line.test_mb:.0f}",
+            ]
+        if is_papers:
+            cells.append(" ".join(f"{value:g}" for value in line.row.paper) if line.row.paper else "")
+        rows.append(cells)
+    text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    notes = f"\n\n{table.notes}" if table.notes else ""
+    return f"### {table.title}\n\n{about}\n\n{text}{notes}\n"
+
+
+def _write(out: Path, markdown: str, lines: list[Line]) -> None:
+    records = [_record(line) for line in lines]
+    write_json(out.with_suffix(".json"), records)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, records[0])
+    writer.writeheader()
+    writer.writerows(records)
+    for suffix, text in ((".md", markdown), (".csv", table.getvalue())):
+        with atomic_write(out.with_suffix(suffix)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _record(line: Line) -> dict[str, Any]:
+    record: dict[str, Any] = {"row": line.row.label, "system": line.row.system}
+    for name, (mean, sd) in line.figures.items():
+        record |= {name: round(mean, 4), f"{name} sd": round(sd, 4)}
+    record |= {
+        "difference": round(line.difference, 4),
+        "low": round(line.interval[0], 4),
+        "high": round(line.interval[1], 4),
+    }
+    for name in ("train_seconds", "train_mb", "test_seconds", "test_mb"):
+        record[name] = round(getattr(line, name), 3)
+    return record
