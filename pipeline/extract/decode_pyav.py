@@ -171,6 +171,9 @@ class _Packets:
         except FFmpegError as error:
             self.error = _reason(error)
 
+    def seconds(self, pts: int) -> float:
+        return pts * self.stream.time_base.numerator / self.stream.time_base.denominator
+
     def all(self) -> Iterator[Any]:
         if self._kept is not None:
             yield from self._kept
@@ -195,24 +198,22 @@ class _Packets:
             yield run, chosen
 
 
-@dataclass
 class _Span:
     """Stops the scan of a file that is longer than allowed, whatever its header said."""
 
-    time_base: Fraction
-    limits: Limits
-    first: int | None = None
-    count: int = 0
+    def __init__(self, time_base: Fraction, limits: Limits):
+        self._limits, self._ticks = limits, float(limits.max_duration / time_base)
+        self._first: int | None = None
+        self._count = 0
 
     def add(self, pts: int | None) -> None:
-        self.count += 1
-        if self.count > self.limits.max_frames:
-            raise DecodeFailure("scan", "TooLong", f"more than {self.limits.max_frames} frames")
-        if pts is None:
-            return
-        self.first = pts if self.first is None else self.first
-        if (pts - self.first) * self.time_base > self.limits.max_duration:
-            raise DecodeFailure("scan", "TooLong", f"more than {self.limits.max_duration:.0f} s of video")
+        self._count += 1
+        if self._count > self._limits.max_frames:
+            raise DecodeFailure("scan", "TooLong", f"more than {self._limits.max_frames} frames")
+        if pts is not None:
+            self._first = pts if self._first is None else self._first
+            if pts - self._first > self._ticks:
+                raise DecodeFailure("scan", "TooLong", f"more than {self._limits.max_duration:.0f} s of video")
 
 
 # -- second pass: frames
@@ -238,8 +239,7 @@ class _Developer:
 def _decode_runs(packets: _Packets, wish: Wish) -> Clip | None:
     """Only what the wanted frames need; None when a run does not yield what its packets promised."""
     assert packets.order is not None
-    base = packets.stream.time_base
-    times = [float(packets.rows[index].pts * base) for index in packets.order]  # type: ignore[operator]
+    times = [packets.seconds(packets.rows[index].pts or 0) for index in packets.order]
     chosen = choose_frames(times, wish.num_frames, wish.start, wish.end)
     runs = plan_runs(packets.rows, [packets.order[position] for position in chosen]) if chosen else None
     if runs is None:
@@ -329,7 +329,7 @@ def _sequence(packets: _Packets, wanted: set[int], develop: _Developer) -> _Pass
         for frame in frames:
             if len(done.times) in wanted:
                 done.found[len(done.times)] = develop(frame)
-            done.times.append(None if frame.pts is None else float(frame.pts * packets.stream.time_base))
+            done.times.append(None if frame.pts is None else packets.seconds(frame.pts))
     context.flush_buffers()
     return done
 

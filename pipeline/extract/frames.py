@@ -1,8 +1,8 @@
 """From a decoded picture to the encoder's square: turned and proportioned as a player would show it, resized, cropped.
 
-The result is that of open_clip's own preprocessing (resize with antialiasing, then crop), to the byte, on pictures
-with square pixels; the crop is taken first, through the resampler's source box, so that nothing is computed that is
-then thrown away. Normalisation is left to the encoder's device: uint8 travels.
+The result is that of open_clip's own preprocessing (resize with antialiasing, then crop) where pixels are square,
+but for one grey level in one value of a thousand: the crop is taken first, through the resampler's source box, so that
+nothing is computed that is then thrown away. Normalisation is left to the encoder's device: uint8 travels.
 """
 
 import struct
