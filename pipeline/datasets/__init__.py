@@ -68,16 +68,14 @@ def build_manifest(
     of the data set's `annotate` (or of the generator of shapes). For "folder", `annotations` is the captions file and
     the option `corpus` its name. Raises MissingData listing every file that is absent, BadInput on malformed ones.
     """
-    from pipeline.datasets.assemble import account_generated, assemble
-    from pipeline.datasets.source import SPLITS
+    from pipeline.datasets.assemble import assemble
 
     info = dataset_info(name)
     module = import_module(info.module)
     if info.built_in:
         checked = _checked(name, module.generate, options)
         manifest: Manifest = module.build(videos, annotations, _needed(dataset_dir, "dataset_dir"), **checked)
-        sizes = {split: inspect.signature(module.generate).parameters[split].default for split in SPLITS}
-        return account_generated(manifest, sizes)
+        return account_built_in(manifest)
     if name == "folder":
         folder = Path(videos) if videos else _needed(dataset_dir, "videos") / "videos"
         return module.build(folder, Path(annotations) if annotations else None, **_checked(name, module.build, options))
@@ -86,6 +84,15 @@ def build_manifest(
     annotated = annotate(source, **options)
     chosen = {**_defaults(module.annotate), **options, "splits": source.splits}
     return assemble(name, annotated, source.videos, source.repairs, chosen)
+
+
+def account_built_in(manifest: "Manifest") -> "Manifest":
+    """A generator's manifest with the accounts that every data set has (assemble.py)."""
+    from pipeline.datasets.assemble import account_generated
+    from pipeline.datasets.source import SPLITS
+
+    standard = inspect.signature(import_module(dataset_info(manifest.name).module).generate).parameters
+    return account_generated(manifest, {split: standard[split].default for split in SPLITS})
 
 
 def annotate(source: "Source", **options: Any) -> "Annotated":

@@ -26,8 +26,8 @@ from pipeline.stores.manifest import Manifest, VideoEntry
 MIN_TO_SPLIT = 200
 SPLIT_SEED = 24
 NO_VIDEOS = {
-    ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".md", ".srt", ".vtt", ".xml", ".html", ".yaml", ".yml", ".pdf",
-    ".py", ".h5", ".npy", ".npz", ".pkl", ".pt", ".zip", ".tar", ".gz", ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".log",
+    ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".md", ".srt", ".vtt", ".xml", ".html", ".yaml", ".yml",
+    ".pdf", ".py", ".h5", ".npy", ".npz", ".pkl", ".pt", ".zip", ".tar", ".gz", ".jpg", ".jpeg", ".png", ".bmp",
 }  # fmt: skip
 
 
