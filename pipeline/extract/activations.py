@@ -1,0 +1,78 @@
+"""What enters CLIP's top K blocks, taken while the encoder runs: what `train-head --train-blocks` starts from.
+
+Notation: N frames or sentences, L tokens, W width of the tower.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.stores.manifest import Manifest
+
+TOKEN_DTYPES = ("float16", "int8")
+
+
+@dataclass
+class Captured:
+    """Activations in the order in which they were computed, each (n, L, W) on the encoder's device."""
+
+    parts: list["torch.Tensor"] = field(default_factory=list)
+
+
+@contextmanager
+def entering(blocks: Any, k: int, *, batch_first: bool = True) -> Iterator[Captured]:
+    """Collect what enters the top `k` of a tower's blocks while the context lasts."""
+    captured = Captured()
+
+    def collect(_: Any, arguments: tuple[Any, ...]) -> None:
+        tokens = arguments[0].detach()
+        captured.parts.append(tokens if batch_first else tokens.transpose(0, 1))
+
+    handle = blocks[-k].register_forward_pre_hook(collect)
+    try:
+        yield captured
+    finally:
+        handle.remove()
+
+
+def require_cacheable(model: Any, name: str, k: int) -> None:
+    """Raises BadInput, saying what was found, unless both towers are open_clip's own transformer with k blocks."""
+    from open_clip.transformer import Transformer
+
+    text = getattr(model, "text", model)
+    for tower, what in ((model.visual, "image"), (text, "text")):
+        transformer = getattr(tower, "transformer", None)
+        if not isinstance(transformer, Transformer):
+            raise BadInput(
+                f"--cache-blocks: the {what} tower of {name} cannot be cached",
+                expected="open_clip's own Transformer (ViT-B-32, ViT-B-16, ViT-L-14, shapes-clip, ...)",
+                got=type(transformer or tower).__name__,
+                fix="leave --cache-blocks out, or choose one of those models",
+            )
+        if not 1 <= k <= len(transformer.resblocks):
+            raise BadInput(
+                f"--cache-blocks: the {what} tower of {name} has {len(transformer.resblocks)} blocks",
+                expected=f"1 to {len(transformer.resblocks)}",
+                got=k,
+            )
+
+
+def to_int8(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float (..., W) -> int8 (..., W) and the scale of each token, float16 (...): value = int8 * scale."""
+    peak = np.abs(tokens).max(axis=-1, keepdims=True).astype(np.float32)
+    scale = np.maximum(peak / 127, np.finfo(np.float16).tiny).astype(np.float16)
+    return np.clip(np.rint(tokens / scale.astype(np.float32)), -127, 127).astype(np.int8), scale[..., 0]
+
+
+def cache_bytes(manifest: "Manifest", num_frames: int, image: tuple[int, int], text: Sequence[int], width: int) -> int:
+    """Bytes of float16 that caching would take: image = (L, W) of a frame, text = token count of each caption, W."""
+    frames = len(manifest.entries) * num_frames * image[0] * image[1]
+    return 2 * (frames + sum(text) * width)
