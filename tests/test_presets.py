@@ -1,0 +1,82 @@
+"""The presets are the paper's recipes: the stages take their settings, and their numbers are the published ones."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dits_head.config import HeadConfig
+from pipeline import presets
+from pipeline.datasets import DATASETS, annotate, build_manifest, find_source
+from pipeline.errors import BadInput
+from pipeline.presets import PRESETS, get_preset
+from pipeline.train.loop import TrainSettings
+
+PAPER = Path(__file__).resolve().parents[2] / "shared" / "PAPER.md"
+TITLES = {"MSR-VTT 1k-A": "msrvtt", "LSMDC": "lsmdc", "DiDeMo": "didemo", "VATEX": "vatex", "Charades": "charades"}
+COLUMNS = [("b32", "X-Pool"), ("b32", "T-MASS"), ("b32", "DITS"), ("b16", "X-Pool"), ("b16", "DITS")]
+
+
+def test_every_data_set_of_the_paper_has_both_backbones():
+    assert set(PRESETS) == {f"{name}-{backbone}" for name in TITLES.values() for backbone in ("b32", "b16")} | {
+        "shapes"
+    }
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_settings_are_ones_that_the_stages_take(name, tmp_path):
+    preset = get_preset(name)
+    assert preset.name == name
+    assert preset.dataset in DATASETS
+    config = HeadConfig.from_dict({"dim": preset.embed_dim, **preset.head})
+    assert config.steps == (5 if preset.dataset == "didemo" else 10)
+    settings = TrainSettings(**preset.train)
+    assert settings.lr == (1e-5 if name.split("-")[0] in {"lsmdc", "didemo", "vatex", "charades"} else 3e-5)
+    if not DATASETS[preset.dataset].built_in:
+        with pytest.raises(Exception, match="is not complete"):  # the options are known, only the files are missing
+            annotate(find_source(preset.dataset, None, None, tmp_path), **preset.dataset_options)
+
+
+def test_the_published_numbers_are_those_of_the_paper():
+    if not PAPER.is_file():
+        pytest.skip(f"the table of the paper is not at {PAPER}")
+    rows = re.findall(r"^\| ([^|]+?) \|(.*)\|$", PAPER.read_text(), re.MULTILINE)
+    checked = 0
+    for title, cells in rows:
+        for (backbone, system), cell in zip(COLUMNS, cells.split("|") if title in TITLES else (), strict=False):
+            reached = get_preset(f"{TITLES[title]}-{backbone}").paper[system]
+            published = tuple(float(number) for number in cell.split())
+            assert (reached.r1, reached.r5, reached.r10, reached.mdr, reached.mnr) == published
+            checked += 1
+    assert checked == sum(len(preset.paper) for preset in PRESETS.values()) == 25
+
+
+def test_sizes_follow_from_the_published_splits(tmp_path):
+    from pipeline.datasets import charades, didemo, lsmdc, msrvtt, vatex
+
+    def total(published):
+        return sum(split.count for split in published.values())
+
+    assert get_preset("charades-b32").videos == total(charades.PUBLISHED)
+    assert get_preset("didemo-b32").videos == total(didemo.PUBLISHED)
+    assert get_preset("lsmdc-b32").videos == total(lsmdc.PUBLISHED)
+    assert get_preset("vatex-b32").videos == total(vatex.PUBLISHED)
+    assert get_preset("msrvtt-b32").videos == msrvtt.TRAIN_9K.count + msrvtt.TEST_1KA.count
+    shapes = build_manifest("shapes", dataset_dir=tmp_path, train=4, val=2, test=4, workers=1)
+    per_video = sum(len(entry.captions) for entry in shapes.entries) / len(shapes.entries)
+    assert get_preset("shapes").captions == per_video * get_preset("shapes").videos
+
+
+def test_a_description_says_how_what_it_costs_and_what_was_reached():
+    text = get_preset("didemo-b16").describe()
+    assert "extract --dataset didemo --model ViT-B-16 --pretrained openai" in text
+    assert "T_prime=5" in text
+    assert "10,428 videos decoded once, 125,136 frames" in text
+    assert presets.PAPER_COST in text
+    assert "DITS: R@1 55.8  R@5 80.5  R@10 87.5  MdR 1  MnR 11.0" in text
+    assert get_preset("didemo-b16").feature_bytes == 10428 * 12 * 512 * 2 + 10428 * 512 * 4
+
+
+def test_an_unknown_preset_lists_the_known_ones():
+    with pytest.raises(BadInput, match="msrvtt-b32, msrvtt-b16"):
+        get_preset("msrvtt-l14")
