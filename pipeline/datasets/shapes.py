@@ -73,7 +73,7 @@ def write_clip(path: Path, seed: int, split: str, index: int) -> None:
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
         with av.open(str(temporary), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "crf": "20"})
+            stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": "20"})
             stream.width = stream.height = FRAME_SIDE
             stream.pix_fmt = "yuv420p"
             stream.codec_context.thread_count = 1
