@@ -137,3 +137,12 @@ def test_published_files_are_reported_as_published(tmp_path):
     (lists / "ref_captions.json").write_text("{}")
     vatex = dataset_report("vatex", tmp_path, lists)
     assert found(vatex, "ids that collide when cut to 11 characters").found.startswith("10 (")
+
+
+@pytest.mark.parametrize("name", ["msrvtt", "msvd", "lsmdc", "didemo", "vatex", "charades", "activitynet"])
+def test_the_stand_ins_of_every_data_set_are_sound_videos(tmp_path, name):
+    make_standin(name, tmp_path)
+    report = dataset_report(name, dataset_dir=tmp_path, deep=True, workers=1)
+    assert found(report, "unreadable videos").found == "none"
+    assert found(report, "missing videos").found == "none"
+    assert report.claim.startswith("subset (4 of ")
