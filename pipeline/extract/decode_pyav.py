@@ -13,11 +13,12 @@ Files are untrusted: only the formats in `FORMATS` (no playlists, no image patte
 `file` can be opened, nothing that a file names is followed.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import av
@@ -71,10 +72,13 @@ def version() -> str:
 def decode_clip(path: str, wish: Wish, limits: Limits | None = None) -> Clip:
     """The wanted frames of the file at `path`. Raises DecodeFailure."""
     limits = limits or Limits()
-    with _opened(path, limits) as (container, stream):
-        packets = _Packets(path, container, stream, limits)
-        clip = _decode_runs(packets, wish) if packets.order is not None else None
-        return clip or _decode_everything(packets, wish)
+    try:
+        with _opened(path, limits) as (container, stream):
+            packets = _Packets(path, container, stream, limits)
+            clip = _decode_runs(packets, wish) if packets.order is not None else None
+            return clip or _decode_everything(packets, wish)
+    except DecodeFailure as failure:
+        raise _explained(failure, path, limits) from None
 
 
 # -- opening
@@ -362,6 +366,28 @@ def _damage(packets: _Packets, frames: int, promised: int, done: _Pass) -> str:
 
 def _codec_name(stream: Any) -> str:
     return str(stream.codec_context.codec.canonical_name)
+
+
+def _explained(failure: DecodeFailure, path: str, limits: Limits) -> DecodeFailure:
+    """The failure with what libav itself says about the file, which it says only to its log."""
+    if failure.kind not in ("CannotOpen", "NoFrames"):
+        return failure
+    av.logging.set_skip_repeated(False)
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with (
+            av.logging.Capture() as log,
+            contextlib.suppress(FFmpegError, DecodeFailure),
+            _opened(path, limits) as opened,
+        ):
+            for packet in islice(opened[0].demux(opened[1]), 4):
+                packet.decode()
+    finally:
+        av.logging.set_level(level)
+    said = "; ".join(dict.fromkeys(message.strip() for _, _, message in log))
+    kind = "TooManyPixels" if "max pixel count" in said or "Picture size" in said else failure.kind
+    return DecodeFailure(failure.step, kind, f"{failure.message} ({said})" if said else failure.message)
 
 
 def _kind(error: BaseException, otherwise: str) -> str:
