@@ -58,7 +58,7 @@ class Grid:
 
     def checked_tile(self, texts: slice, videos: slice) -> Scores:
         """One tile; BadInput if it holds a NaN."""
-        tile = self.score(texts, videos)
+        tile = np.asarray(self.score(texts, videos), np.float32)
         refuse_nan(tile, texts.start)
         return tile
 
@@ -68,6 +68,11 @@ class Grid:
         for texts, videos, tile in self.tiles():
             matrix[texts, videos] = tile
         return matrix
+
+    def kept(self, limit: int) -> Grid:
+        """The same grid, its scores computed once and held if they take at most ``limit`` bytes; else itself."""
+        fits = 4 * self.texts * self.videos <= limit
+        return grid_from_matrix(self.full(), self.text_to_video, self.tile) if fits else self
 
     def right_scores(self) -> Scores:
         """The score of each text with its own video (T,), from the tiles along the diagonal."""
@@ -89,12 +94,16 @@ def grid_from_matrix(sims: Scores, text_to_video: Ints, tile: int = TILE) -> Gri
 
 @dataclass(frozen=True)
 class GridCounts:
-    """Counts of every query. ``t2v`` has one a text; the others one a captioned video (``captioned``, ascending)."""
+    """Counts of every query. ``t2v`` has one a text; the others one a captioned video (``captioned``, ascending).
+
+    ``top`` (T,): the best video of each text, the first of those that tie.
+    """
 
     t2v: Counts
     v2t: Counts
     v2t_group_max: Counts
     captioned: Ints
+    top: Ints
     texts: int
     videos: int
 
@@ -111,19 +120,37 @@ def count_grid(grid: Grid) -> GridCounts:
     best_place = _first_best(right, best, starts)
     t2v, v2t = np.zeros((3, grid.texts), np.int64), np.zeros((3, len(captioned)), np.int64)
     grouped: list[Counts] = []
+    top, top_score = np.zeros(grid.texts, np.int64), np.full(grid.texts, -np.inf, np.float32)
     for videos in grid.slices(grid.videos):
         of_block = np.flatnonzero((captioned >= videos.start) & (captioned < videos.stop))
         strip = np.full((len(captioned), len(of_block)), -np.inf, np.float32)
         for texts in grid.slices(grid.texts):
             tile = grid.checked_tile(texts, videos)
             t2v[:, texts] += _stack(count_rows(tile, right[texts], own[texts], videos.start))
+            _keep_best(top[texts], top_score[texts], tile, videos.start)
             columns, mine = tile[:, captioned[of_block] - videos.start], own[texts, None] == captioned[of_block]
             v2t[:, of_block] += _count_columns(columns, mine, best[of_block], best_place[of_block] - texts.start)
             groups, firsts = np.unique(np.searchsorted(captioned, own[texts]), return_index=True)
             strip[groups] = np.maximum(strip[groups], np.maximum.reduceat(columns, firsts, axis=0))
         grouped.append(count_rows(strip.T, strip[of_block, np.arange(len(of_block))], of_block))
     group_max = np.concatenate([_stack(counts) for counts in grouped], axis=1)
-    return GridCounts(Counts(*t2v), Counts(*v2t), Counts(*group_max), captioned, grid.texts, grid.videos)
+    return GridCounts(Counts(*t2v), Counts(*v2t), Counts(*group_max), captioned, top, grid.texts, grid.videos)
+
+
+def best_videos(grid: Grid) -> Ints:
+    """The best video of each text (T,), the first of those that tie."""
+    top, top_score = np.zeros(grid.texts, np.int64), np.full(grid.texts, -np.inf, np.float32)
+    for texts, videos, tile in grid.tiles():
+        _keep_best(top[texts], top_score[texts], tile, videos.start)
+    return top
+
+
+def _keep_best(top: Ints, top_score: Scores, tile: Scores, start: int) -> None:
+    """Update the best column and its score of each row, in place, with a tile whose columns begin at ``start``."""
+    highest = tile.max(axis=1)
+    better = highest > top_score
+    top[better] = tile.argmax(axis=1)[better] + start
+    top_score[better] = highest[better]
 
 
 def _first_best(right: Scores, best: Scores, starts: Ints) -> Ints:

@@ -1,0 +1,363 @@
+"""Vector indexes: the only module that calls FAISS.
+
+Vectors are unit length and compared by inner product (cosine). A FAISS index numbers its vectors 0, 1, 2, ... in the
+order of adding; ``owners`` says which video each belongs to (-1: deleted). So appending is plain ``add`` for every
+type, several vectors a video need no extra structure (a video's score is its best vector's), and deleting is a mask.
+
+Notation: R vectors, D width, Q queries, k videos wanted.
+
+    index = build(vectors, IndexSpec("HNSW32", {"efSearch": 128}))
+    scores, videos = index.search(queries, k=50)              # (Q, 50), (Q, 50)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from faiss.contrib.ondisk import merge_ondisk
+from numpy.typing import NDArray
+
+from pipeline.errors import BadInput, CorruptShard
+
+Progress = Callable[[str], None]
+swig: Any = faiss  # the stubs of FAISS do not know the constructors that its Python layer adds
+_INDEX_FILE = "index.faiss"
+_LISTS_FILE = "index.ivfdata"
+
+
+@dataclass(frozen=True)
+class IndexSpec:
+    """What to build and how to search it.
+
+    ``factory``: any FAISS factory string ("Flat", "HNSW32", "IVF1024,SQ8", "IVF256,PQ64,Refine(SQ8)", "RaBitQ", ...).
+    ``search``: FAISS parameter names -> values ("nprobe", "efSearch", "k_factor_rf", ...).
+    ``train_rows``: vectors sampled for training (0: enough for the type). ``block``: vectors added at a time.
+    ``on_disk``: keep inverted lists in a file of their own that is memory-mapped (IVF types only).
+    """
+
+    factory: str = "Flat"
+    search: Mapping[str, float] = field(default_factory=dict)
+    train_rows: int = 0
+    block: int = 65536
+    on_disk: bool = False
+    seed: int = 24
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"search": dict(self.search)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> IndexSpec:
+        unknown = set(values) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise BadInput(
+                "unknown index settings", expected=", ".join(cls.__dataclass_fields__), got=", ".join(unknown)
+            )
+        return cls(**values)
+
+
+class VectorIndex:
+    """A FAISS index and the videos that its vectors belong to. Searching changes nothing: threads may share it."""
+
+    def __init__(self, index: Any, owners: NDArray[np.int64], spec: IndexSpec) -> None:
+        self.index, self.owners, self.spec = index, owners, spec  # no downcast: it would not own the C++ object
+        if index.ntotal != len(owners):
+            raise CorruptShard("index and owners differ in length", expected=len(owners), got=index.ntotal)
+        _set_parameters(self.index, spec.search)
+        self._several = int(np.bincount(owners[owners >= 0]).max()) if np.any(owners >= 0) else 1
+        self._alive = owners >= 0
+
+    @property
+    def dim(self) -> int:
+        return int(self.index.d)
+
+    def search(
+        self, queries: NDArray[Any], k: int, *, only: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The k best videos of each query (Q, D): scores (Q, k) float32, descending, and videos (Q, k) int64.
+
+        A video with several vectors counts once, by its best. Where fewer than k are found the rest is -inf and -1.
+        ``only`` (videos,) bool restricts the search to some videos.
+        """
+        wanted = self._alive if only is None else self._alive & only[np.maximum(self.owners, 0)]
+        fetch = min(k * self._several, len(self.owners))
+        queries = normalised(queries)
+        if queries.shape[1] != self.dim:
+            raise BadInput("queries and index differ in width", expected=self.dim, got=queries.shape[1])
+        if wanted.all():
+            scores, rows = self.index.search(queries, fetch)
+        else:
+            selector = swig.IDSelectorBitmap(np.packbits(wanted, bitorder="little"))
+            scores, rows = self.index.search(queries, fetch, params=_masked(self.index, selector))
+        videos = np.where(rows >= 0, self.owners[np.maximum(rows, 0)], -1)
+        return _best_per_video(scores, videos, k)
+
+    def add(self, vectors: NDArray[Any], owners: NDArray[np.int64]) -> VectorIndex:
+        """The index with more vectors (R', D) at its end. The FAISS object is shared with the old one, which is
+        spent."""
+        _add_blocks(self.index, vectors, self.spec.block)
+        return VectorIndex(self.index, np.concatenate([self.owners, owners]), self.spec)
+
+    def with_owners(self, owners: NDArray[np.int64]) -> VectorIndex:
+        """The same vectors with other owners (after deletions)."""
+        return VectorIndex(self.index, owners, self.spec)
+
+    def can_mask(self) -> bool:
+        """Whether this type of index can leave deleted vectors out of a search."""
+        try:
+            selector = swig.IDSelectorBitmap(np.packbits(np.ones(len(self.owners), bool), bitorder="little"))
+            self.index.search(np.ones((1, self.dim), np.float32), 1, params=_masked(self.index, selector))
+        except RuntimeError:  # FAISS: "search params not supported for this index"
+            return False
+        return True
+
+    def write(self, folder: Path) -> None:
+        """index.faiss into a folder (and index.ivfdata beside it where the lists live on disk)."""
+        if self.spec.on_disk and not (folder / _LISTS_FILE).exists():
+            raise BadInput("an index with lists on disk is written while it is built", fix="build(..., folder=FOLDER)")
+        faiss.write_index(self.index, str(folder / _INDEX_FILE))
+
+
+def read(folder: Path, owners: NDArray[np.int64], spec: IndexSpec, *, mmap: bool = True) -> VectorIndex:
+    """An index from its folder; with ``mmap`` its bytes are paged in as they are used. CorruptShard if unreadable."""
+    flags = (faiss.IO_FLAG_MMAP_IFC if mmap and not spec.on_disk else 0) | faiss.IO_FLAG_ONDISK_SAME_DIR
+    try:
+        index = faiss.read_index(str(folder / _INDEX_FILE), flags)
+    except RuntimeError as error:
+        raise CorruptShard(
+            f"{folder / _INDEX_FILE} cannot be read", got=_first_line(error), fix="build it again"
+        ) from error
+    return VectorIndex(index, owners, spec)
+
+
+def build(
+    vectors: NDArray[Any],
+    spec: IndexSpec,
+    owners: NDArray[np.int64] | None = None,
+    *,
+    gpu: bool = False,
+    folder: Path | None = None,
+    progress: Progress = lambda _: None,
+) -> VectorIndex:
+    """Train on a sample and add vectors (R, D), any float type or memory map, block by block.
+
+    ``owners`` (R,): one video a vector where left out. ``gpu``: train and add on the GPUs that faiss-gpu sees (refused
+    if there is none). ``folder`` is where an ``on_disk`` index puts its lists. BadInput for a bad factory string, too
+    few vectors, or vectors of length zero.
+    """
+    owners = np.arange(len(vectors), dtype=np.int64) if owners is None else owners
+    index = new_index(spec.factory, vectors.shape[1])
+    place, back = _gpu_hooks() if gpu else (_same, _same)
+    if not index.is_trained:
+        sample = _training_sample(vectors, spec)
+        progress(f"training {spec.factory} on {len(sample)} of {len(vectors)} vectors")
+        index = place(index)
+        _try(lambda: index.train(sample), spec.factory)
+        index = back(index)
+    if spec.on_disk:
+        index = _fill_on_disk(index, vectors, spec, folder)
+    else:
+        index = place(index)
+        _add_blocks(index, vectors, spec.block)
+        index = back(index)
+    return VectorIndex(index, owners, spec)
+
+
+def new_index(factory: str, dim: int) -> Any:
+    """An empty FAISS index of a factory string, by inner product. BadInput if FAISS does not know it."""
+    index = _try(lambda: faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT), factory)
+    for part in _nested(index):
+        if hasattr(part, "do_polysemous_training"):  # minutes a training, for a filter that is never switched on here
+            part.do_polysemous_training = False
+    return index
+
+
+def merge(parts: Sequence[VectorIndex]) -> VectorIndex:
+    """One index from shards that were trained alike (``VectorIndex`` of IVF types, or Flat); the parts are spent.
+
+    The owners of all parts must point into the same list of videos.
+    """
+    first, *others = parts
+    for other in others:
+        _try(lambda other=other: first.index.check_compatible_for_merge(other.index), first.spec.factory)  # type: ignore[misc]
+        first.index.merge_from(other.index, first.index.ntotal if _ivf(first.index) else 0)
+    return VectorIndex(first.index, np.concatenate([part.owners for part in parts]), first.spec)
+
+
+def search_shards(
+    shards: Sequence[VectorIndex], queries: NDArray[Any], k: int
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The k best over several indexes, whose owners point into one list of videos; the same as one merged index."""
+    found = [shard.search(queries, k) for shard in shards]
+    scores, videos = np.concatenate([f[0] for f in found], axis=1), np.concatenate([f[1] for f in found], axis=1)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return _best_per_video(np.take_along_axis(scores, order, 1), np.take_along_axis(videos, order, 1), k)
+
+
+def exact_search(
+    vectors: NDArray[Any], owners: NDArray[np.int64], queries: NDArray[Any], k: int, *, block: int = 65536
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The ground truth of every index: the k best videos by brute force, block by block, from any array or map."""
+    several = int(np.bincount(owners[owners >= 0]).max())
+    heap = faiss.ResultHeap(len(queries), min(k * several, int((owners >= 0).sum())), keep_max=True)
+    queries = normalised(queries)
+    for start in range(0, len(vectors), block):
+        alive = start + np.flatnonzero(owners[start : start + block] >= 0)
+        scores, rows = faiss.knn(
+            queries, normalised(vectors[alive]), min(heap.k, len(alive)), metric=faiss.METRIC_INNER_PRODUCT
+        )
+        heap.add_result(scores, alive[rows])
+    heap.finalize()
+    return _best_per_video(heap.D, owners[heap.I], k)
+
+
+def normalised(vectors: NDArray[Any]) -> NDArray[np.float32]:
+    """Unit rows (N, D) float32, in an array of their own. BadInput for NaN or a row of zeros."""
+    copy = np.array(vectors, dtype=np.float32, order="C", ndmin=2)
+    lengths = np.linalg.norm(copy, axis=1, keepdims=True)
+    if len(copy) and not (np.isfinite(lengths).all() and lengths.min() > 0):
+        bad = int(np.flatnonzero(~np.isfinite(lengths[:, 0]) | (lengths[:, 0] == 0))[0])
+        raise BadInput("a vector has no direction", expected="finite, not all zero", got=f"row {bad}")
+    copy /= lengths
+    return copy
+
+
+def needs_training(factory: str, dim: int) -> bool:
+    """Whether this type learns from a sample (IVF, PQ, SQ8) or not (Flat, HNSW)."""
+    return not new_index(factory, dim).is_trained
+
+
+def memory_bytes(index: VectorIndex) -> int:
+    """Bytes of the serialised index: what a search keeps in memory, near enough."""
+    return int(faiss.serialize_index(index.index).nbytes)
+
+
+def gpu_count() -> int:
+    """GPUs that this FAISS can use (0 with faiss-cpu)."""
+    return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
+
+
+# -- parts -----------------------------------------------------------------------------------------------------------
+
+
+def training_rows(factory: str) -> int:
+    """Vectors to train on: 64 a list for IVF, and at least 65 a centroid of a PQ (256 centroids)."""
+    lists = re.search(r"IVF(\d+)", factory)
+    return max(64 * int(lists[1]) if lists else 0, 65 * 256)
+
+
+def _training_sample(vectors: NDArray[Any], spec: IndexSpec) -> NDArray[np.float32]:
+    lists = re.search(r"IVF(\d+)", spec.factory)
+    if lists and len(vectors) < int(lists[1]):
+        raise BadInput(
+            f"{spec.factory} needs at least {lists[1]} vectors", got=len(vectors), fix="use fewer lists, or Flat"
+        )
+    wanted = min(spec.train_rows or training_rows(spec.factory), len(vectors))
+    rows = np.random.default_rng(spec.seed).choice(len(vectors), wanted, replace=False)
+    return normalised(vectors[np.sort(rows)])
+
+
+def _add_blocks(index: Any, vectors: NDArray[Any], block: int) -> None:
+    for start in range(0, len(vectors), block):
+        index.add(normalised(vectors[start : start + block]))
+
+
+def _fill_on_disk(trained: Any, vectors: NDArray[Any], spec: IndexSpec, folder: Path | None) -> Any:
+    """Fill shards of ``block`` vectors one after the other, then merge their lists into one mapped file."""
+    if folder is None or not _ivf(trained):
+        raise BadInput("lists on disk need an IVF type and a folder", got=f"{spec.factory}, folder {folder}")
+    shards = []
+    for start in range(0, len(vectors), spec.block):
+        shard = faiss.clone_index(trained)
+        block = normalised(vectors[start : start + spec.block])
+        shard.add_with_ids(block, np.arange(start, start + len(block), dtype=np.int64))
+        shards.append(str(folder / f"part-{start}.faiss"))
+        faiss.write_index(shard, shards[-1])
+    merge_ondisk(trained, shards, str(folder / _LISTS_FILE))
+    for shard_path in shards:
+        Path(shard_path).unlink()
+    return trained
+
+
+def _best_per_video(
+    scores: NDArray[Any], videos: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Rows are sorted by score: keep the first (best) entry of each video, k of them."""
+    order = np.argsort(videos, axis=1, kind="stable")
+    grouped = np.take_along_axis(videos, order, axis=1)
+    repeated = np.zeros(videos.shape, bool)
+    np.put_along_axis(repeated, order[:, 1:], grouped[:, 1:] == grouped[:, :-1], axis=1)
+    drop = repeated | (videos < 0)
+    front = np.argsort(drop, axis=1, kind="stable")[:, :k]
+    scores = np.where(drop, -np.inf, scores)
+    best, owners = np.take_along_axis(scores, front, 1), np.take_along_axis(np.where(drop, -1, videos), front, 1)
+    missing = k - best.shape[1]
+    if missing > 0:
+        best = np.pad(best, ((0, 0), (0, missing)), constant_values=-np.inf)
+        owners = np.pad(owners, ((0, 0), (0, missing)), constant_values=-1)
+    return best.astype(np.float32, copy=False), owners
+
+
+def _masked(index: Any, selector: Any) -> Any:
+    """Search parameters that leave vectors out, and keep what was set on the index; nested as the index is."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return swig.SearchParametersPreTransform(index_params=_masked(index.index, selector))
+    if isinstance(index, faiss.IndexRefine):
+        inner = _masked(index.base_index, selector)
+        return swig.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=inner)
+    if isinstance(index, faiss.IndexIVF):
+        return swig.SearchParametersIVF(sel=selector, nprobe=index.nprobe)
+    if isinstance(index, faiss.IndexHNSW):
+        return swig.SearchParametersHNSW(sel=selector, efSearch=index.hnsw.efSearch)
+    return swig.SearchParameters(sel=selector)
+
+
+def _set_parameters(index: Any, search: Mapping[str, float]) -> None:
+    for name, value in search.items():
+        _try(lambda name=name, value=value: faiss.ParameterSpace().set_index_parameter(index, name, value), name)  # type: ignore[misc]
+
+
+def _nested(index: Any) -> Iterator[Any]:
+    """The index and those inside it (of a refinement, of a transform), as their own types."""
+    index = faiss.downcast_index(index)
+    yield index
+    for name in ("base_index", "index"):
+        if isinstance(index, (faiss.IndexRefine, faiss.IndexPreTransform)) and hasattr(index, name):
+            yield from _nested(getattr(index, name))
+
+
+def _ivf(index: Any) -> bool:
+    return isinstance(faiss.downcast_index(index), faiss.IndexIVF)
+
+
+def _same(index: Any) -> Any:
+    return index
+
+
+def _gpu_hooks() -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """To the GPUs and back to the CPU."""
+    if gpu_count() == 0:
+        raise BadInput(
+            "no GPU for FAISS", expected="faiss-gpu and a GPU", got="faiss-cpu or none", fix="leave --gpu out"
+        )
+    return faiss.index_cpu_to_all_gpus, faiss.index_gpu_to_cpu
+
+
+def _try(action: Callable[[], Any], what: str) -> Any:
+    """FAISS says what is wrong in a RuntimeError of several lines; the user gets one."""
+    try:
+        return action()
+    except RuntimeError as error:
+        raise BadInput(
+            f"FAISS refuses {what!r}", got=_first_line(error), fix="see the FAISS wiki, 'The index factory'"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rsplit(".cpp:", 1)[-1].split(": ", 1)[-1][:200]
