@@ -49,13 +49,12 @@ def test_ranks_do_not_depend_on_the_memory_limit(tmp_path):
     store, head = make_store(tmp_path / "f", videos=600, captions=1), make_head("xpool")
     videos, texts = store.videos(), store.texts()
     scorer = Scorer(head, videos)
-    least = 2 * 256 * scorer.video_bytes + 97_000_000
-    small = Scorer(head, videos, memory_limit=least)
-    assert (small.block, scorer.block) == (256, scorer.block)
+    least = 2 * 256 * scorer.video_bytes + WORKSPACE
+    assert Scorer(head, videos, memory_limit=least).block == 256
     assert scorer.block >= 600
-    a, b = (
-        evaluate(head, videos, texts, Options(resamples=10, memory_limit=limit)) for limit in (least, 2_000_000_000)
-    )
+    limits = (least + bytes_beside(600, 600, head.config.dim), 2_000_000_000)
+    a, b = (evaluate(head, videos, texts, Options(resamples=10, memory_limit=limit)) for limit in limits)
+    assert a.metrics["protocol"]["memory_bytes"]["needed"] == limits[0]
     for name in ("better", "tied", "tied_before"):
         assert np.array_equal(getattr(a.t2v_counts, name), getattr(b.t2v_counts, name))
     assert a.metrics["protocol"]["memory_bytes"]["needed"] < b.metrics["protocol"]["memory_bytes"]["needed"]
