@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from dits_head.blocks import NoiseNetwork
 from dits_head.config import HeadConfig
 from dits_head.losses import noise_loss
-from dits_head.samplers import Noise, diffuse, fixed_prior, normalise, reverse_chain, truncated_sampler
+from dits_head.numerics import normalise
+from dits_head.samplers import Noise, diffuse, fixed_prior, reverse_chain, truncated_sampler
 from dits_head.schedule import make_schedule
 
 CONDITION_VECTORS = {"none": 0, "t": 1, "v": 1, "tv": 2}

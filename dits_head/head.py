@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from dits_head.aligners import build_aligner
 from dits_head.config import HeadConfig
 from dits_head.losses import contrastive_loss
+from dits_head.numerics import normalise
 from dits_head.pooling import MeanPool, Pooled, Videos, XPool, clean
-from dits_head.samplers import Noise, keyed_noise, normalise, random_noise
+from dits_head.samplers import Noise, keyed_noise, random_noise
 
 MAX_LOG_SCALE = math.log(100)  # CLIP's clamp on logit_scale
 
@@ -161,8 +162,7 @@ class RetrievalHead(nn.Module):
         """
         with torch.no_grad():
             self.logit_scale.clamp_(max=MAX_LOG_SCALE)
-        text = text_embeds.float()
-        parts = self._loss_parts(text, frame_embeds, frame_mask, positives, generator)
+        parts = self._loss_parts(text_embeds.float(), frame_embeds, frame_mask, positives, generator)
         loss = torch.stack([weight * value for weight, value in parts.values()]).sum()
         return loss, {name: value.item() for name, (_, value) in parts.items()}
 

@@ -23,8 +23,9 @@ from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dits_head.numerics import float32, normalise
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Videos:
     give its layer norms and length. float32, but for the mask (bool). Mean pooling has J = 1 and no other use for F.
     """
 
-    keys: Tensor  # (V, F, D) key(LN1(frame)) / sqrt(D), zero where masked
+    keys: Tensor  # (V, F, D) LN1(frame)
     mask: Tensor  # (V, F)
     gram_attention: Tensor  # (V, F, F)   G / D
     gram_residual: Tensor  # (V, F+1, F+1)  H / D
@@ -81,12 +82,15 @@ class Combination:
     coefficients: Tensor
     videos: Videos
 
+    @float32
     def vectors(self) -> Tensor:
         return self.coefficients.mT @ self.videos.basis
 
+    @float32
     def own(self) -> Tensor:
         return torch.einsum("jbb,bjd->bd", self.coefficients.transpose(0, 1), self.videos.basis)
 
+    @float32
     def cosines(self, unit_texts: Tensor) -> Tensor:
         length = _form(self.videos.gram_basis, self.coefficients).clamp_min(1e-24).rsqrt().squeeze(1)
         return (self.coefficients * _dots(self.videos.basis, unit_texts)).sum(1) * length
@@ -104,8 +108,9 @@ class PairVectors:
     def own(self) -> Tensor:
         return torch.einsum("bbd->bd", self.pooled)
 
+    @float32
     def cosines(self, unit_texts: Tensor) -> Tensor:
-        return torch.einsum("vtd,td->vt", F.normalize(self.pooled, dim=-1), unit_texts)
+        return torch.einsum("vtd,td->vt", normalise(self.pooled), unit_texts)
 
 
 class XPool(nn.Module):
@@ -113,17 +118,22 @@ class XPool(nn.Module):
 
     LayerNorm1 (shared) on text and frames; q, k, v, out projections; LayerNorm2; x + dropout(linear(x)); LayerNorm3.
     Every projection starts as the identity with zero bias. `dropout_per`: see `HeadConfig`.
+
+    The key projection acts on the query instead, (K'q).x = q.(Kx): T rows to project where the frames are V * F. It has
+    no bias, which would add the same number to all of a video's logits and so leave the softmax as it is.
     """
 
     def __init__(self, dim: int, dropout: float = 0.0, dropout_per: str = "pair") -> None:
         super().__init__()
-        self.query, self.key, self.value, self.out, self.linear = (nn.Linear(dim, dim) for _ in range(5))
+        self.query, self.value, self.out, self.linear = (nn.Linear(dim, dim) for _ in range(4))
+        self.key = nn.Linear(dim, dim, bias=False)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
         self.dropout = dropout
         self.dropout_per = dropout_per
         for linear in (self.query, self.key, self.value, self.out, self.linear):
             nn.init.eye_(linear.weight)
-            nn.init.zeros_(linear.bias)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
 
     def pool(
         self, text: Tensor, frame_embeds: Tensor, frame_mask: Tensor, generator: torch.Generator | None = None
@@ -142,17 +152,18 @@ class XPool(nn.Module):
         The plain form, which builds a vector a pair: for training with per-pair dropout, and as the definition that
         `pool_prepared` is tested against.
         """
-        query = self.queries(text)  # (T, D)
         frames = self.norm1(clean(frame_embeds, frame_mask))  # (V, F, D)
-        weights = self._attention(self.key(frames) * frames.shape[-1] ** -0.5, frame_mask, query)  # (V, F, T)
+        weights = self._attention(frames, frame_mask, self.queries(text))  # (V, F, T)
         attended = torch.einsum("vft,vfd->vtd", weights, self.out(self.value(frames)))  # (V, T, D); sum of weights is 1
         hidden = self.norm2(attended)
         return self.norm3(hidden + self._drop(self.linear(hidden), generator))  # (V, T, D)
 
+    @float32
     def queries(self, text: Tensor) -> Tensor:
-        """(T, D) -> (T, D): what attends to the frames."""
-        return self.query(self.norm1(text.float()))
+        """(T, D) -> (T, D): what LN1(frame) is multiplied with for the attention's logits, K'q / sqrt(D)."""
+        return self.query(self.norm1(text.float())) @ self.key.weight * text.shape[-1] ** -0.5
 
+    @float32
     def prepare(self, frame_embeds: Tensor, frame_mask: Tensor, generator: torch.Generator | None = None) -> Videos:
         """All of a video's work that needs no text: (V, F, D), (V, F) -> Videos with J = F + 2."""
         D = frame_embeds.shape[-1]
@@ -167,20 +178,21 @@ class XPool(nn.Module):
         residual = _centred(hidden + linear)  # (V, F+1, D)
         last = self.norm3.bias.expand(len(frames), 1, D)
         basis = torch.cat([self.norm3.weight * residual, last], dim=1)  # (V, F+2, D)
-        keys = self.key(frames) * D**-0.5
-        return Videos(keys, frame_mask, _gram(centred) / D, _gram(residual) / D, basis, _gram(basis), basis[:, 0, :0])
+        return Videos(frames, frame_mask, _gram(centred) / D, _gram(residual) / D, basis, _gram(basis), basis[:, 0, :0])
 
+    @float32
     def pool_prepared(self, queries: Tensor, videos: Videos) -> Combination:
         """The same from `queries` (T, D) and `prepare`d videos; with (V, T', D) each video meets its own T' texts."""
         return self._combine(self._attention(videos.keys, videos.mask, queries), videos)
 
+    @float32
     def pool_uniform(self, videos: Videos) -> Combination:
         """Equal attention on all frames (T = 1): a pooled vector that needs no text."""
         mask = videos.mask.to(videos.basis.dtype)
         return self._combine((mask / mask.sum(1, keepdim=True))[..., None], videos)
 
     def _attention(self, keys: Tensor, mask: Tensor, query: Tensor) -> Tensor:
-        """Softmax over the frames of q.k / sqrt(D), (V, F, T); the scale is in the keys already."""
+        """Softmax of the logits over the frames, (V, F, T)."""
         logits = _dots(keys, query).masked_fill(~mask[..., None], -torch.inf)
         return logits.softmax(dim=1)
 
@@ -212,7 +224,7 @@ class MeanPool(nn.Module):
 
     def prepare(self, frame_embeds: Tensor, frame_mask: Tensor) -> Videos:
         """(V, F, D), (V, F) -> Videos with J = 1."""
-        frames = F.normalize(clean(frame_embeds, frame_mask), dim=-1)
+        frames = normalise(clean(frame_embeds, frame_mask))
         basis = frames.sum(1, keepdim=True) / frame_mask.sum(1)[:, None, None]  # (V, 1, D)
         unused = basis.new_empty(len(basis), 0)
         return Videos(unused, frame_mask, unused, unused, basis, _gram(basis), unused)

@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dits_head.blocks import Modulation, NoiseNetwork, step_modulation
+from dits_head.deferred import shared_uses
 from dits_head.schedule import Schedule
 
 Noise = Callable[[int], Tensor]  # time step -> z ~ N(0, I), (N, D)
@@ -72,12 +72,15 @@ def _walk(
     keeps, chi, lam = keep.tolist(), schedule.chi.tolist(), schedule.lam.tolist()
     modulations = _modulations(networks, steps, x.device, condition)
     states = []
-    for s in range(steps, 0, -1):
-        network = networks[0] if len(networks) == 1 else networks[s - 1]
-        x = torch.add(x if keeps[s - 1] == 1 else keeps[s - 1] * x, network(x, modulations[s - 1]), alpha=-chi[s - 1])
-        if noise is not None and s > 1:
-            x = torch.add(x, noise(s), alpha=lam[s - 1])
-        states.append(x)
+    with shared_uses(*networks):
+        for s in range(steps, 0, -1):
+            network = networks[0] if len(networks) == 1 else networks[s - 1]
+            x = torch.add(
+                x if keeps[s - 1] == 1 else keeps[s - 1] * x, network(x, modulations[s - 1]), alpha=-chi[s - 1]
+            )
+            if noise is not None and s > 1:
+                x = torch.add(x, noise(s), alpha=lam[s - 1])
+            states.append(x)
     return states
 
 
@@ -135,8 +138,3 @@ def _splitmix64(x: Tensor) -> Tensor:
 def _shift(x: Tensor, bits: int) -> Tensor:
     """Logical right shift of int64."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def normalise(x: Tensor) -> Tensor:
-    """Unit L2 norm along the last dimension."""
-    return F.normalize(x, dim=-1)

@@ -232,3 +232,15 @@ def test_empty_sets_give_empty_results(data: tuple[Tensor, Tensor, Tensor]) -> N
     assert head.align_text(text[:0]).shape == (0, D)
     assert head.score(text[:0], frames, mask).shape == (0, V)
     assert head.score(text, frames[:0], mask[:0]).shape == (T, 0)
+
+
+def test_autocast_changes_a_training_step_by_half_precision_only(data: tuple[Tensor, Tensor, Tensor]) -> None:
+    batch, gradients = [x[:8] for x in data], []
+    for enabled in (False, True):
+        head = make("dits").train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss, _ = head.training_loss(*batch)
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in head.parameters() if p.grad is not None]))
+    assert gradients[1].dtype == torch.float32
+    assert F.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.99
