@@ -12,7 +12,7 @@ from pipeline.retrieve.evaluate import Options, compare, evaluate
 from pipeline.retrieve.index import IndexSpec
 from pipeline.retrieve.metrics import retrieval_metrics, video_to_text_metrics
 from pipeline.retrieve.reindex import Maker, build_index
-from pipeline.retrieve.scoring import Scorer, head_fingerprint
+from pipeline.retrieve.scoring import WORKSPACE, Scorer, bytes_beside, head_fingerprint
 from pipeline.retrieve.twostage import IndexedGallery
 from pipeline.stores.features import text_to_video
 from pipeline.stores.generations import GenerationStore
