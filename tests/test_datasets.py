@@ -10,9 +10,9 @@ import pytest
 from standins import caption, make_standin, standin_ids
 
 from pipeline.datasets import DATASETS, annotate, build_manifest, find_source
-from pipeline.datasets.assemble import Annotated, claim, ids_digest
+from pipeline.datasets.assemble import Annotated, Clip, PublishedSplit, account, claim, ids_digest
 from pipeline.errors import BadInput, MissingData
-from pipeline.stores.manifest import Manifest, read_manifest, write_manifest
+from pipeline.stores.manifest import Manifest, VideoEntry, read_manifest, write_manifest
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "annotations"
 NAMES = ["msrvtt", "msvd", "lsmdc", "didemo", "vatex", "charades", "activitynet"]
@@ -249,6 +249,26 @@ def test_validation_is_held_out_of_train_by_id_alone(tmp_path):
     gone.unlink()
     fewer = build_manifest("charades", videos, annotations)
     assert {entry.video_id for entry in fewer.split("val").entries} == held
+
+
+def test_validation_alone_does_not_bring_the_training_split_along(tmp_path):
+    make_standin("msrvtt", tmp_path)
+    whole = build_manifest("msrvtt", dataset_dir=tmp_path)
+    part = build_manifest("msrvtt", dataset_dir=tmp_path, splits="val,test")
+    assert part.entries == (*whole.split("val").entries, *whole.split("test").entries)
+    assert list(part.protocol["splits"]) == ["val", "test"]
+
+
+def test_a_split_published_by_its_number_of_captions_is_recognised_by_that():
+    def manifest_claim(published: int) -> str:
+        clips = (Clip("a", "train", ("x", "y")), Clip("b", "train", ("z",)), Clip("t", "test", ("x",)))
+        splits = {"train": PublishedSplit("Toy train", published, unit="captions"), "test": PublishedSplit("Toy", 1)}
+        annotated = Annotated(clips, splits, "all", "nowhere")
+        entries = [VideoEntry(clip.video_id, "p", clip.split, clip.captions) for clip in clips]
+        return account("train", clips, entries, annotated, held_out=False)["claim"]
+
+    assert manifest_claim(3) == "Toy train"
+    assert manifest_claim(2) == "other ids (2; published 2)"
 
 
 def test_lsmdc_keeps_every_sentence_of_a_repeated_name_and_finds_files_by_movie(tmp_path):

@@ -217,6 +217,14 @@ def test_an_id_in_train_and_test_is_refused(tmp_path):
         build_manifest("vatex", videos, annotations)
 
 
+def test_a_split_file_without_rows_is_refused(tmp_path):
+    videos, annotations = make_standin("charades", tmp_path)
+    path = annotations / "Charades_v1_test.csv"
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    with pytest.raises(BadInput, match="the test split has no videos"):
+        build_manifest("charades", videos, annotations)
+
+
 def test_didemo_rows_with_a_bad_window_or_two_texts_are_refused(tmp_path):
     videos, annotations = make_standin("didemo", tmp_path)
     path = annotations / "didemo_test_label.csv"

@@ -145,4 +145,5 @@ def test_the_stand_ins_of_every_data_set_are_sound_videos(tmp_path, name):
     report = dataset_report(name, dataset_dir=tmp_path, deep=True, workers=1)
     assert found(report, "unreadable videos").found == "none"
     assert found(report, "missing videos").found == "none"
+    assert report.claim is not None
     assert report.claim.startswith("subset (4 of ")

@@ -112,7 +112,11 @@ def assemble(
     check_clips(dataset, annotated.clips)
     wanted = options["splits"]
     held_out = "val" not in annotated.published and "val" in wanted
-    clips = hold_out(annotated.clips) if held_out else annotated.clips
+    # A training split that is read only so that validation can be held out of it is not asked for itself.
+    clips = tuple(clip for clip in (hold_out(annotated.clips) if held_out else annotated.clips) if clip.split in wanted)
+    for split in annotated.published:
+        if split in wanted and not any(clip.split == split for clip in clips):
+            raise BadInput(f"{dataset}: the {split} split has no videos", fix="look at its annotation file")
     index = VideoIndex(videos, repairs)
     entries: list[VideoEntry] = []
     missing: dict[str, list[str]] = {}
@@ -129,7 +133,7 @@ def assemble(
         _nothing_found(dataset, clips, missing, index)
     used = {entry.path for entry in entries}
     extra = [path for path in index.files if path not in used]
-    splits = {split: _account(split, clips, entries, annotated, held_out) for split in SPLITS if split in wanted}
+    splits = {split: account(split, clips, entries, annotated, held_out) for split in SPLITS if split in wanted}
     protocol = {
         "dataset": dataset,
         "options": {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()},
@@ -153,7 +157,7 @@ def account_generated(manifest: Manifest, sizes: Mapping[str, int]) -> Manifest:
     published = {split: PublishedSplit(f"{title} {split}", size) for split, size in sizes.items()}
     published["test"] = PublishedSplit(title, sizes["test"])
     annotated = Annotated(clips, published, manifest.protocol["captions"], "the generator of this project")
-    splits = {split: _account(split, clips, list(manifest.entries), annotated, False) for split in SPLITS}
+    splits = {split: account(split, clips, list(manifest.entries), annotated, False) for split in SPLITS}
     accounts = {
         "dataset": manifest.name,
         "caption_rule": annotated.caption_rule,
@@ -189,7 +193,7 @@ def _validation_rule(held_out: bool, wanted: Collection[str]) -> str | None:
     return "the published validation split"
 
 
-def _account(
+def account(
     split: str, clips: tuple[Clip, ...], entries: list[VideoEntry], annotated: Annotated, held_out: bool
 ) -> dict[str, Any]:
     """The counts of one split; a training split is counted before validation is held out of it."""
