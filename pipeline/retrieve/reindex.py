@@ -28,10 +28,11 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Maker:
     """What an index was made with; a change of either forces a rebuild. ``head``: `head_fingerprint`; ``encoder``: the
-    feature store's settings."""
+    feature store's settings. ``origin``: where to find both again (names, for whoever opens the index)."""
 
     head: str
     encoder: Mapping[str, Any]
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,7 @@ def _publish(
         "spec": job.spec.to_dict(),
         "head": job.maker.head,
         "encoder": dict(job.maker.encoder),
+        "origin": dict(job.maker.origin),
         "trained_on": trained,
         "next_number": max(next_number, int(rows.numbers.max()) + 1 if len(rows) else 0),
         "how": how,

@@ -12,32 +12,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dits_head.config import HeadConfig
-from dits_head.head import RetrievalHead, build_head
+from dits_head.head import RetrievalHead
 from pipeline.errors import BadInput, FingerprintMismatch
 from pipeline.retrieve.streaming import Grid
-from pipeline.stores.checkpoints import load_head
 from pipeline.stores.features import VideoFeatures
 
 MB = 1_000_000
 DEFAULT_MEMORY = 2_000 * MB
 WORKSPACE = 96 * MB  # tiles, their coefficients and a strip of counters, whatever the block
 LEAST_BLOCK = 256
-
-
-def load_trained_head(run_dir: Path) -> tuple[RetrievalHead, dict[str, Any]]:
-    """A finished head in evaluation mode, and its record. MissingData when there is none."""
-    weights, record = load_head(run_dir)
-    head = build_head(HeadConfig.from_dict(record["head"]))
-    head.load_state_dict(weights)
-    return head.eval(), record
 
 
 def head_fingerprint(head: RetrievalHead) -> str:
