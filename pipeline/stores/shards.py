@@ -8,6 +8,7 @@ Parquet: arrays travel as FixedSizeBinary (dtype and shape in the column's metad
 the same under the same names, and a round trip between them is exact.
 """
 
+import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -127,7 +128,8 @@ def _reader(path: Path) -> Any:
 
 
 def _write_hdf5(path: Path, columns: Mapping[str, Column]) -> None:
-    with h5py.File(path, "w") as file:
+    image = io.BytesIO()  # on a full disk, HDF5 itself ends the process by a segmentation fault
+    with h5py.File(image, "w") as file:
         for name, column in columns.items():
             if isinstance(column, Ragged):
                 file.create_dataset(name, data=column.values)
@@ -136,6 +138,7 @@ def _write_hdf5(path: Path, columns: Mapping[str, Column]) -> None:
                 file.create_dataset(name, data=column)
             else:
                 file.create_dataset(name, data=column, dtype=h5py.string_dtype("utf-8"), shape=(len(column),))
+    path.write_bytes(image.getbuffer())
 
 
 def _read_hdf5(path: Path, described: Mapping[str, Any], mmap: bool) -> dict[str, Column]:
