@@ -82,6 +82,24 @@ def stepwise(title: str) -> Iterator[Any]:
         yield step
 
 
+def numbers(values: dict[str, str], flag: str) -> dict[str, float]:
+    try:
+        return {name: float(value) for name, value in values.items()}
+    except ValueError:
+        raise BadInput(flag, expected="name=number", got=str(values)) from None
+
+
+def size_in_bytes(text: str) -> int:
+    """ "2GB" -> 2000000000; a plain number is bytes."""
+    units = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    figure = text.strip().upper().rstrip("KMGTIB ")
+    unit = text.strip().upper()[len(figure) :].strip()
+    try:
+        return int(float(figure) * units[unit])
+    except (ValueError, KeyError):
+        raise BadInput("not an amount of memory", expected="such as 500MB or 2GB", got=repr(text)) from None
+
+
 def pairs(options: list[str] | None, flag: str) -> dict[str, str]:
     """["a=1"] -> {"a": "1"}."""
     for option in options or []:
@@ -99,6 +117,7 @@ def extract(
     annotations: Annotated[Path | None, typer.Option(help="Folder of the data set's annotation files")] = None,
     captions: Annotated[Path | None, typer.Option(help="Captions of your own videos: .csv, .parquet or .jsonl")] = None,
     option: Annotated[list[str] | None, typer.Option(help="An option of the data set, name=value; repeatable")] = None,
+    preset: Annotated[str | None, typer.Option(help="Data set, options, model and weights of a preset")] = None,
     model: Annotated[str, typer.Option(help="Any open_clip model, or the built-in shapes-clip")] = "shapes-clip",
     pretrained: Annotated[str | None, typer.Option(help="open_clip tag, or a local weights file")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -128,12 +147,20 @@ def extract(
         python cli.py extract --videos my_clips/ --captions captions.csv
         python cli.py extract --dataset msrvtt --videos /data/msrvtt --annotations /data/msrvtt_csv \\
             --model ViT-B-32 --pretrained openai
+        python cli.py extract --preset msrvtt-b32 --videos /data/msrvtt --annotations /data/msrvtt_csv
         python cli.py extract --dataset vatex --retry-failed all
     """
     from pipeline.extract.settings import ExtractSettings
     from pipeline.flows.extract import dataset_manifest, extract_manifest
 
     place = Workspace.locate(workspace)
+    options: dict[str, Any] = dict(pairs(option, "--option"))
+    if preset:
+        from pipeline.presets import get_preset
+
+        recipe = get_preset(preset)
+        dataset, model, pretrained = recipe.dataset, recipe.model, pretrained or recipe.pretrained
+        num_frames, options = recipe.num_frames, {**recipe.dataset_options, **options}
     settings = ExtractSettings(
         model=model,
         pretrained=pretrained,
@@ -151,7 +178,7 @@ def extract(
         min_coverage=min_coverage,
         wait_seconds=wait,
     )
-    manifest = dataset_manifest(place, dataset, videos, annotations, captions, pairs(option, "--option"))
+    manifest = dataset_manifest(place, dataset, videos, annotations, captions, options)
     report = extract_manifest(place, manifest, settings)
     text = (
         f"{report.inputs} inputs = {report.done} done + {report.failed} failed + {report.skipped} skipped\n"
@@ -198,12 +225,13 @@ def train_head(
     python cli.py train-head --paper-literal
     """
     from pipeline.flows.choose import choose_store
-    from pipeline.flows.train import head_config, train_head, train_settings
+    from pipeline.flows.train import head_config, recipe, train_head
+    from pipeline.train.loop import TrainSettings
 
     place = Workspace.locate(workspace)
     chosen = choose_store(place, dataset, encoder)
-    config = head_config(head, chosen.store.dim, pairs(set_, "--set"), paper_literal=paper_literal)
-    settings = train_settings(chosen, lr=lr, epochs=epochs, batch_size=batch_size, seed=seed)
+    config = head_config(chosen, head, pairs(set_, "--set"), paper_literal=paper_literal)
+    settings = TrainSettings(**recipe(chosen, lr=lr, epochs=epochs, batch_size=batch_size), seed=seed)
     say(f"training {config.head} on {chosen.dataset}/{chosen.encoder}")
     with stepwise(config.head) as progress:
         result = train_head(
@@ -215,6 +243,275 @@ def train_head(
         f"(epoch {val['epoch']}; selected on: {result['selected_on']}), {result['seconds']:.0f} s"
     )
     show(result, as_json, text)
+
+
+@app.command()
+def index(
+    factory: Annotated[str, typer.Option(help="Any FAISS factory string: Flat, HNSW32, IVF1024,SQ8, ...")] = "Flat",
+    search_: Annotated[
+        list[str] | None, typer.Option("--search", help="A search parameter, such as efSearch=128; repeatable")
+    ] = None,
+    on_disk: Annotated[bool, typer.Option("--on-disk", help="Keep inverted lists in a mapped file")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Build on a GPU (needs faiss-gpu)")] = False,
+    run: RunOption = None,
+    head_dir: HeadDirOption = None,
+    dataset: DatasetOption = None,
+    encoder: EncoderOption = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Stage 3: build a FAISS index of every video of the data set, verify it, switch to it.
+
+    \b
+        python cli.py index
+        python cli.py index --factory HNSW32 --search efSearch=128
+        python cli.py index --run zero-shot
+    """
+    from pipeline.flows.choose import choose_head, choose_store
+    from pipeline.flows.retrieval import build_corpus_index
+    from pipeline.retrieve.index import IndexSpec
+
+    place = Workspace.locate(workspace)
+    chosen = choose_store(place, dataset, encoder)
+    head = choose_head(place, chosen, run, head_dir)
+    spec = IndexSpec(factory, numbers(pairs(search_, "--search"), "--search"), on_disk=on_disk)
+    result = build_corpus_index(place, chosen, head, spec, gpu=gpu, say=say)
+    show(result.contract(), as_json, f"{chosen.dataset} {result.generation}: {result.total} videos, head {head.run}")
+
+
+@app.command()
+def evaluate(
+    index: Annotated[bool, typer.Option("--index", help="Measure two-stage search through the index as well")] = False,
+    split: Annotated[str | None, typer.Option(help="train, val or test [default: test, else everything]")] = None,
+    ties: Annotated[str, typer.Option(help="expected, optimistic, pessimistic, clip4clip or xpool")] = "expected",
+    memory_limit: Annotated[str, typer.Option(help="Bytes of memory, such as 2GB")] = "2GB",
+    shortlist: Annotated[int, typer.Option(help="Candidates that the index hands to exact re-ranking")] = 50,
+    dual_softmax: Annotated[bool, typer.Option("--dual-softmax", help="Add a row with dual softmax")] = False,
+    query_bank: Annotated[bool, typer.Option("--query-bank", help="Add a row with query-bank normalisation")] = False,
+    run: RunOption = None,
+    head_dir: HeadDirOption = None,
+    dataset: DatasetOption = None,
+    encoder: EncoderOption = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Stage 3: R@1, R@5, R@10, MdR, MnR on the test split, exact, and what search through the index loses.
+
+    \b
+        python cli.py evaluate
+        python cli.py evaluate --index
+        python cli.py evaluate --run zero-shot --memory-limit 500MB
+    """
+    from pipeline.flows.choose import choose_head, choose_store
+    from pipeline.flows.retrieval import evaluate_chosen, results_table
+    from pipeline.retrieve.evaluate import Options
+
+    place = Workspace.locate(workspace)
+    chosen = choose_store(place, dataset, encoder)
+    head = choose_head(place, chosen, run, head_dir)
+    post = [name for name, wanted in (("dual-softmax", dual_softmax), ("query-bank", query_bank)) if wanted]
+    options = Options(ties=ties, memory_limit=size_in_bytes(memory_limit), post=post, shortlist=shortlist)  # type: ignore[arg-type]
+    evaluation, folder = evaluate_chosen(place, chosen, head, options, split=split, through_index=index, say=say)
+    text = results_table([{"system": head.run, **evaluation.contract()}])
+    show(evaluation.contract(), as_json, "\n".join([text, *evaluation.lines, f"kept in {folder}"]))
+
+
+@app.command()
+def search(
+    queries: Annotated[list[str], typer.Argument(metavar="SENTENCE...", help="What the video shows")],
+    top: Annotated[int, typer.Option(help="How many videos")] = 10,
+    shortlist: Annotated[int, typer.Option(help="Candidates that the index hands to exact re-ranking")] = 50,
+    corpus: Annotated[str | None, typer.Option(help="Index [default: the one built last]")] = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find videos by a sentence: path and score, the best first.
+
+    \b
+        python cli.py search "a red ring moves left, then a blue star grows"
+        python cli.py search "a dog barks" --top 3 --json
+    """
+    from pipeline.flows.retrieval import search
+
+    found = search(Workspace.locate(workspace), queries, corpus=corpus, top=top, shortlist=shortlist)
+    hits = [[{"video_id": hit.video_id, "path": hit.path, "score": hit.score} for hit in hits] for hits in found]
+    blocks = []
+    for query, rows in zip(queries, found, strict=True):
+        head = [f"# {query}"] if len(queries) > 1 else []
+        blocks.append("\n".join([*head, *(f"{hit.score:.4f}  {hit.path}" for hit in rows)]))
+    show(hits[0] if len(queries) == 1 else hits, as_json, "\n\n".join(blocks))
+
+
+@app.command()
+def reindex(
+    corpus: Annotated[Path | None, typer.Option(help="Folder of videos: what the index lacks of it is added")] = None,
+    delete: Annotated[list[str] | None, typer.Option(help="A video id to delete; repeatable")] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Go back to the generation before")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the generations")] = False,
+    prune: Annotated[int | None, typer.Option(help="Remove all but so many of the newest generations")] = None,
+    name: Annotated[str | None, typer.Option("--index", help="Which index [default: the one built last]")] = None,
+    run: RunOption = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Stage 3: bring an index up to date; readers see the old generation until the new one is whole and verified.
+
+    \b
+        python cli.py reindex --corpus new_clips/
+        python cli.py reindex --delete old_clip.mp4
+        python cli.py reindex --list
+        python cli.py reindex --rollback
+    """
+    from pipeline.flows import retrieval
+
+    place = Workspace.locate(workspace)
+    store = retrieval.generations(place, name or retrieval.only_corpus(place))
+    if list_:
+        live = store.current()
+        lines = [
+            f"{'*' if row['name'] == live else ' '} {row['name']}  {row['videos']} videos  {row['how']}"
+            for row in store.records()
+        ]
+        show(store.records(), as_json, "\n".join(lines))
+    elif rollback:
+        live = store.rollback()
+        show({"generation": live}, as_json, f"live: {live}")
+    elif prune is not None:
+        removed = store.prune(prune)
+        show({"removed": removed}, as_json, f"removed: {', '.join(removed) or 'nothing'}")
+    else:
+        if corpus is None and not delete and run is None:
+            raise BadInput(
+                "nothing to do", fix="give --corpus DIR, --delete ID, --run RUN, --list, --rollback or --prune N"
+            )
+        result = retrieval.reindex(place, corpus=corpus, delete=delete or [], name=name, run=run, say=say)
+        text = (
+            f"{result.generation}: {result.added} added, {result.deleted} deleted, {result.total} in all ({result.how})"
+        )
+        show(result.contract(), as_json, text)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="Folder of an evaluation (reports/<dataset>/<run>)")],
+    b: Annotated[Path, typer.Argument(help="Folder of another one on the same queries")],
+    as_json: JsonOption = False,
+) -> None:
+    """The paired difference b - a of two evaluations, with its 95 % bootstrap interval over videos.
+
+    \b
+        python cli.py compare workspace/reports/shapes/zero-shot workspace/reports/shapes/dits-1a2b3c4d
+    """
+    from pipeline.retrieve.evaluate import compare
+
+    result = compare(a, b)
+    lines = [
+        f"{direction} {name:4}  {row['a']:7.2f} -> {row['b']:7.2f}  {row['difference']:+.2f} "
+        f"[{row['interval'][0]:+.2f}, {row['interval'][1]:+.2f}]"
+        for direction in ("t2v", "v2t")
+        for name, row in result[direction].items()
+    ]
+    show(result, as_json, "\n".join(lines))
+
+
+@app.command()
+def reproduce(
+    table: Annotated[str, typer.Option(help="4, 5a, 6a, 6b, 7, 8, 10, open, control, or all")] = "all",
+    seeds: Annotated[int, typer.Option(help="How many seeds, from 24 on")] = 3,
+    quick: Annotated[bool, typer.Option("--quick", help="One epoch, one seed: does it run at all?")] = False,
+    lr: Annotated[float | None, typer.Option(help="Learning rate [default: the data set's preset]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over all captions")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pairs a step")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Runs at once [default: one a core, one on a GPU]")] = None,
+    dataset: DatasetOption = None,
+    encoder: EncoderOption = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The paper's tables on any data set whose features exist; runs what is missing, goes on where it was interrupted.
+
+    \b
+        python cli.py reproduce --table 4 --seeds 3
+        python cli.py reproduce --table all --quick
+    """
+    from pipeline.flows.choose import choose_store
+    from pipeline.flows.reproduce import reproduce
+    from pipeline.flows.tables import TABLES
+    from pipeline.flows.train import recipe
+
+    place = Workspace.locate(workspace)
+    chosen = choose_store(place, dataset, encoder)
+    names = list(TABLES) if table == "all" else table.split(",")
+    given = {"lr": lr, "epochs": 1 if quick else epochs, "batch_size": batch_size}
+    with stepwise("runs") as progress:
+        written = reproduce(
+            place, chosen, names, recipe(chosen, **given), seeds=1 if quick else seeds, jobs=jobs, progress=progress
+        )
+    show(written, as_json, "\n\n".join(written.values()))
+
+
+@app.command()
+def doctor(
+    dataset: Annotated[str | None, typer.Option(help="Check a data set's files too")] = None,
+    videos: Annotated[Path | None, typer.Option(help="Folder of its videos")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="Folder of its annotation files")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="An option of the data set, name=value; repeatable")] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Decode a frame of every video")] = False,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check the environment, or a data set's files against the published split; says how to mend what is wrong.
+
+    \b
+        python cli.py doctor
+        python cli.py doctor --dataset msrvtt --videos /data/msrvtt --annotations /data/msrvtt_csv --deep
+    """
+    from dataclasses import asdict
+
+    from pipeline.flows.doctor import dataset_report, environment_report, worst
+
+    place = Workspace.locate(workspace)
+    if dataset is None:
+        checks = list(environment_report(place.root))
+        show([asdict(check) for check in checks], as_json, "\n".join(check.line() for check in checks))
+    else:
+        report = dataset_report(
+            dataset, videos, annotations, place.dataset_dir(dataset), deep=deep, **pairs(option, "--option")
+        )
+        checks = list(report.checks)
+        claim = f"results on the test split may be called: {report.claim or 'nothing'}"
+        show(report.to_json(), as_json, "\n".join([*(check.line() for check in checks), claim]))
+    if worst(checks) == "fail":
+        raise typer.Exit(1)
+
+
+@app.command()
+def presets(name: Annotated[str | None, typer.Argument(help="One of them [default: all]")] = None) -> None:
+    """The paper's recipe for each data set and backbone: what to run, what it costs, what the paper reached.
+
+    \b
+        python cli.py presets
+        python cli.py presets msrvtt-b32
+    """
+    from pipeline.presets import PRESETS, get_preset
+
+    chosen = [get_preset(name)] if name else list(PRESETS.values())
+    print("\n\n".join(preset.describe() for preset in chosen))
+
+
+@app.command()
+def demo(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> None:
+    """The whole pipeline on the built-in data set, from nothing to one table.
+
+    A second run reuses what is done.
+
+    \b
+        python cli.py demo
+    """
+    from pipeline.flows.demo import demo
+
+    rows, table = demo(Workspace.locate(workspace), say, stepwise)
+    show(rows, as_json, table)
 
 
 if __name__ == "__main__":

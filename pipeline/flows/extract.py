@@ -9,8 +9,11 @@ from pipeline.config import Workspace
 from pipeline.datasets import build_manifest
 from pipeline.errors import BadInput
 from pipeline.extract.driver import ExtractReport, extract
+from pipeline.extract.encoder import Encoder, load_encoder
 from pipeline.extract.settings import ExtractSettings
 from pipeline.flows.choose import encoder_name, remember_store
+from pipeline.stores.atomic import read_json, write_json
+from pipeline.stores.features import FeatureStore
 from pipeline.stores.manifest import Manifest, write_manifest
 
 
@@ -49,5 +52,26 @@ def extract_manifest(
     store = workspace.features_dir(manifest.name, encoder)
     write_manifest(manifest, workspace.manifest_path(manifest.name))
     report = extract(manifest, store, settings, progress=progress)
+    remember_encoder(store, settings)
     remember_store(workspace, manifest.name, encoder)
     return report
+
+
+def remember_encoder(store: Path, settings: ExtractSettings) -> None:
+    """Note how to load the encoder again: the fingerprint knows what the weights are, not where they lie."""
+    pretrained = settings.pretrained
+    if pretrained and Path(pretrained).is_file():
+        pretrained = str(Path(pretrained).resolve())
+    write_json(
+        store / "encoder.json", {"model": settings.model, "pretrained": pretrained, "precision": settings.precision}
+    )
+
+
+def encoder_of(store: FeatureStore, device: str = "auto") -> Encoder:
+    """The encoder that a store was made with. Raises FingerprintMismatch when what is found now is another."""
+    about = read_json(store.path / "encoder.json")
+    dtype = store.settings["dtype"] if about["precision"] == "auto" else about["precision"]
+    encoder = load_encoder(about["model"], about["pretrained"], device=device, precision=dtype)
+    found = {name: encoder.settings.get(name) for name in store.settings if name in encoder.settings}
+    store.require({**store.settings, **found}, "embed a query with this encoder")
+    return encoder

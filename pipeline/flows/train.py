@@ -17,6 +17,7 @@ from dits_head.head import RetrievalHead, build_head
 from pipeline.config import Workspace, describe_difference, fingerprint
 from pipeline.errors import BadInput, FingerprintMismatch
 from pipeline.flows.choose import Chosen, open_head
+from pipeline.presets import PRESETS
 from pipeline.retrieve.metrics import retrieval_metrics
 from pipeline.stores import checkpoints
 from pipeline.stores.atomic import read_json
@@ -131,10 +132,31 @@ def _summary(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def head_config(head: str, dim: int, options: Mapping[str, str], *, paper_literal: bool = False) -> HeadConfig:
-    """A HeadConfig from the command line's `--set name=value` pairs. Raises BadInput naming the field and the fix."""
+def recipe(chosen: Chosen, **given: Any) -> dict[str, Any]:
+    """The preset of the data set and backbone, or the defaults, without a seed; what is `given` comes first."""
+    values = asdict(TrainSettings()) | preset_of(chosen).get("train", {})
+    del values["seed"]
+    return values | {name: value for name, value in given.items() if value is not None}
+
+
+def preset_of(chosen: Chosen) -> dict[str, Any]:
+    """{"head": ..., "train": ...} of the preset for this data set and model; empty where there is none."""
+    for preset in PRESETS.values():
+        if (preset.dataset, preset.model) == (chosen.dataset, chosen.store.settings["model"]):
+            return {"head": dict(preset.head), "train": dict(preset.train)}
+    return {}
+
+
+def head_config(chosen: Chosen, head: str, options: Mapping[str, str], *, paper_literal: bool = False) -> HeadConfig:
+    """A HeadConfig from the preset and the command line's `--set name=value` pairs, which come first.
+
+    Raises BadInput naming the field and the fix.
+    """
+    dim = chosen.store.dim
     known = HeadConfig(dim=dim).to_dict()
-    typed: dict[str, Any] = {}
+    preset = preset_of(chosen).get("head", {})
+    shared = preset if preset.get("head") == head else {name: preset[name] for name in ("dropout",) if name in preset}
+    typed: dict[str, Any] = {name: value for name, value in shared.items() if name != "head"}
     for name, text in options.items():
         if name not in known or name in ("head", "dim"):
             raise BadInput(f"--set {name}", expected=", ".join(sorted({*known} - {"head", "dim"})), got=name)

@@ -15,8 +15,8 @@ from typing import Any
 
 from pipeline.datasets import account_built_in, annotate, build_manifest, dataset_info, find_source
 from pipeline.datasets.assemble import Clip, assemble, claim
-from pipeline.environment import FAIL, OK, WARN, Check, environment_report, worst
 from pipeline.errors import UserError
+from pipeline.flows.environment import FAIL, OK, WARN, Check, environment_report, worst
 from pipeline.stores.manifest import Manifest, read_manifest
 
 __all__ = ["Check", "DatasetReport", "dataset_report", "environment_report", "worst"]

@@ -1,0 +1,315 @@
+"""Stage 3 as commands: index, evaluate, search, reindex, each on the features and the head that the user means."""
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import Workspace
+from pipeline.datasets import build_manifest
+from pipeline.errors import BadInput, MissingData
+from pipeline.extract.driver import extract
+from pipeline.extract.settings import ExtractSettings
+from pipeline.flows.choose import Chosen, ChosenHead, choose_head, choose_store
+from pipeline.flows.extract import encoder_of, folder_name
+from pipeline.retrieve.evaluate import Evaluation, Options, evaluate
+from pipeline.retrieve.index import IndexSpec
+from pipeline.retrieve.reindex import Maker, Policy, Reindexed, build_index, reindex_vectors
+from pipeline.retrieve.scoring import head_fingerprint
+from pipeline.retrieve.search import Hit, Searcher
+from pipeline.retrieve.twostage import IndexedGallery
+from pipeline.stores.atomic import read_json
+from pipeline.stores.features import FeatureStore, TextFeatures, VideoFeatures
+from pipeline.stores.generations import GenerationStore
+from pipeline.stores.manifest import Manifest, VideoEntry, read_manifest
+from pipeline.train.align import align_texts, pool_videos
+
+Say = Callable[[str], None]
+FIGURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
+
+
+# -- index
+
+
+def build_corpus_index(
+    workspace: Workspace, chosen: Chosen, head: ChosenHead, spec: IndexSpec, *, gpu: bool = False, say: Say
+) -> Reindexed:
+    """Index every video of the data set with a head; verified with its own captions where it has some."""
+    require_indexable(head)
+    videos = chosen.store.videos(mmap=True)
+    texts = chosen.store.texts()
+    return build_index(
+        generations(workspace, chosen.dataset),
+        videos.video_ids,
+        locations(chosen.store, videos),
+        pool_videos(head.head, videos),
+        spec=spec,
+        maker=maker(chosen, head),
+        queries=align_texts(head.head, texts.text_embeds) if len(texts) else None,
+        gpu=gpu,
+        say=say,
+    )
+
+
+def generations(workspace: Workspace, corpus: str) -> GenerationStore:
+    return GenerationStore(workspace.index_dir(corpus))
+
+
+def maker(chosen: Chosen, head: ChosenHead) -> Maker:
+    origin = {"dataset": chosen.dataset, "encoder": chosen.encoder, "run": head.run}
+    return Maker(head_fingerprint(head.head), chosen.store.settings, origin)
+
+
+def require_indexable(head: ChosenHead) -> None:
+    """An index holds vectors that need no text; BadInput with the reason where the head's score needs the video."""
+    if not head.head.indexable:
+        raise BadInput(
+            f"{head.run} cannot be indexed: {head.head.config.needs_video}",
+            fix="evaluate it without --index, or train another head",
+        )
+
+
+def locations(store: FeatureStore, videos: VideoFeatures) -> list[str]:
+    """Where each video lies: absolute paths and URLs as they are, the others under the store's media root."""
+    root = store.media_root
+    return [
+        path if "://" in path or Path(path).is_absolute() else f"{root.rstrip('/')}/{path}" for path in videos.paths
+    ]
+
+
+# -- evaluate
+
+
+def evaluate_chosen(
+    workspace: Workspace,
+    chosen: Chosen,
+    head: ChosenHead,
+    options: Options,
+    *,
+    split: str | None = None,
+    through_index: bool = False,
+    say: Say,
+) -> tuple[Evaluation, Path]:
+    """(what was measured, the folder it is kept in). Without a split: test, else everything that has captions."""
+    splits = chosen.store.splits()
+    split = split or ("test" if "test" in splits else None)
+    if split is not None and split not in splits:
+        raise BadInput(f"no split {split!r} in {chosen.store.path}", expected=", ".join(splits), got=split)
+    videos, texts = chosen.store.videos(split, mmap=True), chosen.store.texts(split)
+    if not len(texts):
+        raise MissingData(
+            f"{chosen.dataset} has no captions to evaluate with", fix="extract it with --captions FILE, or use search"
+        )
+    index = indexed_gallery(workspace, chosen, head, videos, say) if through_index else None
+    evaluation = evaluate(
+        head.head,
+        videos,
+        texts,
+        options,
+        index=index,
+        bank=chosen.store.texts("train") if "train" in splits else None,
+        protocol=protocol_card(workspace, chosen, head, split, texts),
+        say=say,
+    )
+    folder = workspace.report_dir(chosen.dataset, head.run)
+    evaluation.save(folder)
+    return evaluation, folder
+
+
+def indexed_gallery(
+    workspace: Workspace, chosen: Chosen, head: ChosenHead, videos: VideoFeatures, say: Say
+) -> IndexedGallery:
+    """The live index, or a new Flat one where there is none of this head and these features."""
+    require_indexable(head)
+    store = generations(workspace, chosen.dataset)
+    if store.current() is not None:
+        with store.open() as live:
+            made = (live.info["head"], live.info["encoder"])
+            if made == (head_fingerprint(head.head), chosen.store.settings):
+                return IndexedGallery.of(live, videos, head.head)
+            spec = IndexSpec.from_dict(live.info["spec"])
+        say("the live index was made with another head or other features: building it anew")
+    else:
+        spec = IndexSpec()
+        say("no index yet: building an exact one (Flat)")
+    build_corpus_index(workspace, chosen, head, spec, say=say)
+    with store.open() as live:
+        return IndexedGallery.of(live, videos, head.head)
+
+
+def protocol_card(
+    workspace: Workspace, chosen: Chosen, head: ChosenHead, split: str | None, texts: TextFeatures
+) -> dict[str, Any]:
+    """What a reader must know to compare the numbers: data, split, selection, seed, fingerprints."""
+    path = workspace.manifest_path(chosen.dataset)
+    data = read_manifest(path).protocol if path.exists() else {}
+    return {
+        "dataset": chosen.dataset,
+        "label": data.get("label"),
+        "data_caption_rule": data.get("caption_rule"),
+        "split": split or "all",
+        "run": head.run,
+        "selected_on": head.record.get("selected_on"),
+        "seed": head.record.get("settings", {}).get("seed"),
+        "encoder": chosen.store.settings,
+        "encoder_fingerprint": chosen.store.fingerprint,
+        "distinct_captions": len(set(texts.captions)),
+    }
+
+
+def results_table(rows: list[dict[str, Any]]) -> str:
+    """Text for people: both directions, the gain over zero-shot with its interval, and search through the index."""
+    lines = [f"{'':26}" + "".join(f"{name:>8}" for name in FIGURES)]
+    for direction, title in (("t2v", "text to video"), ("v2t", "video to text")):
+        lines.append(f"{title} ({rows[0][direction]['queries']} queries, {rows[0][direction]['gallery']} candidates)")
+        lines += [f"  {row['system']:24}" + "".join(f"{row[direction][name]:8.1f}" for name in FIGURES) for row in rows]
+    gains = [(row["system"], row["R@1 over zero-shot"]) for row in rows if row.get("R@1 over zero-shot")]
+    if gains:
+        lines.append("R@1 over zero-shot, text to video, with its 95 % interval over videos")
+    for system, gain in gains:
+        low, high = gain["interval"]
+        lines.append(f"  {system:24}{gain['difference']:+8.1f}  [{low:+.1f}, {high:+.1f}]")
+    if rows[0]["index"]:
+        lines.append("search through the index, its candidates re-ranked exactly")
+    for row in rows:
+        index = row["index"]
+        if not index:
+            continue
+        lines.append(
+            f"  {row['system']:24}R@1 {index['R@1']:.1f} (loss {index['loss']:+.2f}), "
+            f"{index['queries_per_second']:.0f} queries/s, {index['bytes'] / 1e6:.1f} MB"
+        )
+    return "\n".join(lines)
+
+
+# -- search
+
+
+def open_searcher(workspace: Workspace, corpus: str | None = None) -> tuple[Searcher, FeatureStore]:
+    """A searcher over the live generation of a corpus (unnamed: the last one), with the head that it was made with."""
+    corpus = corpus or only_corpus(workspace)
+    store = generations(workspace, corpus)
+    if store.current() is None:
+        raise MissingData(f"no index of {corpus}", fix="run `python cli.py index` first")
+    with store.open() as live:
+        origin = live.info["origin"]
+    chosen = choose_store(workspace, origin["dataset"], origin["encoder"])
+    head = choose_head(workspace, chosen, origin["run"])
+    return Searcher(store, chosen.store.path, head.head), chosen.store
+
+
+def only_corpus(workspace: Workspace) -> str:
+    """The corpus that was indexed last. Raises MissingData when none was."""
+    found = [path.name for path in workspace.index_dirs()]
+    if not found:
+        raise MissingData(f"no index in {workspace.root}", fix="run `python cli.py index` first")
+    return found[-1]
+
+
+def search(
+    workspace: Workspace, queries: list[str], *, corpus: str | None = None, top: int = 10, shortlist: int = 50
+) -> list[list[Hit]]:
+    """The best videos for each sentence."""
+    if not all(query.strip() for query in queries):
+        raise BadInput("an empty query", fix="describe what the video shows, in quotes")
+    searcher, store = open_searcher(workspace, corpus)
+    try:
+        embeds = encoder_of(store).embed_texts(queries).numpy()
+        return searcher.search(embeds, top=top, shortlist=shortlist)
+    finally:
+        searcher.close()
+
+
+# -- reindex
+
+
+def reindex(
+    workspace: Workspace,
+    *,
+    corpus: Path | None = None,
+    delete: Collection[str] = (),
+    name: str | None = None,
+    run: str | None = None,
+    policy: Policy | None = None,
+    progress: bool = True,
+    say: Say,
+) -> Reindexed:
+    """Bring an index up to date: extract the clips of a folder or list that it lacks, delete others, switch over.
+
+    The index is the one named, else the one indexed last. Another head (`run`) or features with other settings force
+    a rebuild from what is cached; nothing is decoded twice.
+    """
+    name = name or only_corpus(workspace)
+    with generations(workspace, name).open() as live:
+        origin = live.info["origin"]
+    chosen = choose_store(workspace, origin["dataset"], origin["encoder"])
+    head = choose_head(workspace, chosen, run or origin["run"])
+    require_indexable(head)
+    add: list[str] = []
+    if corpus is not None:
+        entries = new_entries(corpus, chosen.store)
+        say(f"{len(entries)} new files in {corpus}")
+        if entries:
+            report = extract(
+                Manifest(name, str(corpus), tuple(entries)),
+                chosen.store.path,
+                settings_of(chosen.store),
+                progress=progress,
+            )
+            say(f"{report.inputs} inputs = {report.done} done + {report.failed} failed + {report.skipped} skipped")
+            chosen = replace(chosen, store=FeatureStore.open(chosen.store.path))
+        add = chosen.store.videos(mmap=True).video_ids
+    videos = chosen.store.videos(mmap=True)
+    row = {video_id: index for index, video_id in enumerate(videos.video_ids)}
+    paths = locations(chosen.store, videos)
+
+    def pool(ids: list[str]) -> np.ndarray:
+        return pool_videos(head.head, videos.select(np.array([row[video_id] for video_id in ids], dtype=np.int64)))
+
+    return reindex_vectors(
+        generations(workspace, name),
+        add_ids=[video_id for video_id in add if video_id not in set(delete)],
+        add_paths=[paths[row[video_id]] for video_id in add if video_id not in set(delete)],
+        delete=delete,
+        pool=pool,
+        maker=maker(chosen, head),
+        policy=policy,
+        say=say,
+    )
+
+
+def new_entries(corpus: Path, store: FeatureStore) -> list[VideoEntry]:
+    """The files of a folder (or list) that the store does not hold yet, under ids that nothing else has.
+
+    A file is known by where it lies; its id is its path inside the folder, preceded by the folder's name where another
+    video has that id already.
+    """
+    manifest = build_manifest("folder", corpus, None, None, corpus=folder_name(corpus))
+    known = store.videos(mmap=True)
+    there, taken = set(locations(store, known)), set(store.covered())
+    entries = []
+    for entry in manifest.entries:
+        path = str(Path(manifest.resolve(entry)).resolve())
+        if path in there:
+            continue
+        video_id = entry.video_id if entry.video_id not in taken else f"{manifest.name}/{entry.video_id}"
+        entries.append(replace(entry, video_id=video_id, path=path, split="corpus"))
+    return entries
+
+
+def settings_of(store: FeatureStore) -> ExtractSettings:
+    """The settings that extract more of the same into a store."""
+    about = read_json(store.path / "encoder.json")
+    decoders = str(store.settings["decoder"]).split("+")
+    return ExtractSettings(
+        model=about["model"],
+        pretrained=about["pretrained"],
+        precision=store.settings["dtype"],
+        num_frames=store.num_frames,
+        decoder=decoders[0],
+        allow_mixed_decoders=len(decoders) > 1,
+        shard_format=store.shard_format,
+        min_coverage=0.0,
+    )
