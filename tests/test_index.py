@@ -1,0 +1,258 @@
+"""Indexes of every type against brute force in numpy; disk forms, masks, merging, sharding; choosing by need."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pipeline.retrieve.index as index_module
+from pipeline.errors import BadInput, CorruptShard, UserError
+from pipeline.retrieve.choose import Need, choose
+from pipeline.retrieve.index import (
+    IndexSpec,
+    build,
+    exact_search,
+    gpu_count,
+    merge,
+    needs_training,
+    new_index,
+    normalised,
+    read,
+    search_shards,
+)
+from pipeline.retrieve.reindex import mean_recall
+
+DIM = 32
+
+
+def clustered(count, seed=0, clusters=40, dim=DIM, spread=0.35):
+    """Unit vectors around random centres, float16 as a generation holds them."""
+    centres = np.random.default_rng(99).standard_normal((clusters, dim))
+    generator = np.random.default_rng(seed)
+    points = centres[generator.integers(0, clusters, count)] + spread * generator.standard_normal((count, dim)) * 2
+    return normalised(points).astype(np.float16)
+
+
+def slow_search(vectors, owners, queries, k, only=None):
+    """For each query the k best videos by their best vector: a loop over all of them."""
+    found = []
+    for query in normalised(queries):
+        best = {}
+        for vector, owner in zip(normalised(vectors), owners.tolist(), strict=True):
+            if owner >= 0 and (only is None or only[owner]):
+                best[owner] = max(best.get(owner, -np.inf), float(query @ vector))
+        found.append(sorted(best.items(), key=lambda item: -item[1])[:k])
+    return found
+
+
+EXACT = ["Flat", "HNSW16", "IVF8,Flat"]
+ALL = {
+    "Flat": {},
+    "HNSW16": {"efSearch": 128},
+    "IVF16,SQ8": {"nprobe": 16},
+    "IVF16,PQ8,Refine(SQ8)": {"nprobe": 16, "k_factor_rf": 16},
+    "RaBitQ,Refine(SQ8)": {"k_factor_rf": 16},
+    "IVF16,RaBitQ,Refine(SQ8)": {"nprobe": 16, "k_factor_rf": 16},
+    "PCA24,HNSW16": {"efSearch": 128},
+    "IVF16,PQ16x4fs,Refine(SQfp16)": {"nprobe": 16, "k_factor_rf": 16},
+}
+
+
+@pytest.mark.parametrize("factory", ALL)
+@pytest.mark.parametrize("mmap", [True, False])
+def test_every_type_finds_what_brute_force_finds(tmp_path, factory, mmap):
+    vectors, queries = clustered(3000), clustered(60, seed=1)
+    spec = IndexSpec(factory, ALL[factory])
+    built = build(vectors, spec)
+    truth = np.argsort(-(normalised(queries) @ normalised(vectors).T), axis=1)[:, :10]
+    scores, found = built.search(queries, 10)
+    assert mean_recall(found, truth) >= {"Flat": 1.0, "PCA24,HNSW16": 0.6}.get(factory, 0.85)
+    assert np.all(np.diff(scores, axis=1) <= 0)
+    built.write(tmp_path)
+    again = read(tmp_path, built.owners, spec, mmap=mmap)
+    assert np.array_equal(again.search(queries, 10)[1], found), "a search parameter was lost on the way"
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 12), st.booleans(), st.sampled_from(["Flat", "HNSW8"]))
+def test_several_vectors_deletions_and_filters(seed, several, k, filtered, factory):
+    """Max over a video's vectors, deleted ones left out, restricted to some videos: as the slow loop says."""
+    generator = np.random.default_rng(seed)
+    videos = int(generator.integers(1, 30))
+    owners = np.repeat(np.arange(videos), several)
+    owners[generator.random(len(owners)) < 0.3] = -1
+    vectors, queries = clustered(len(owners), seed), clustered(4, seed + 1)
+    only = generator.random(videos) < 0.5 if filtered else None
+    index = build(vectors, IndexSpec(factory, {"efSearch": 400} if factory != "Flat" else {}), owners)
+    scores, found = index.search(queries, k, only=only)
+    assert scores.shape == found.shape == (4, k)
+    for row, (got_scores, got) in enumerate(zip(scores, found, strict=True)):
+        expected = slow_search(vectors, owners, queries[row : row + 1], k, only)[0]
+        assert got[: len(expected)].tolist() == [owner for owner, _ in expected]
+        assert got_scores[: len(expected)] == pytest.approx([score for _, score in expected], abs=2e-3)
+        assert np.all(got[len(expected) :] == -1)
+        assert np.all(got_scores[len(expected) :] == -np.inf)
+    if only is None and (owners >= 0).any():
+        exact_scores, exact = exact_search(vectors, owners, queries, k, block=7)
+        assert np.array_equal(exact, found)
+        assert exact_scores == pytest.approx(scores, abs=1e-5)
+
+
+@pytest.mark.parametrize("factory", [*ALL, "RR32,RaBitQ"])
+def test_deleted_vectors_are_masked_in_every_type(factory):
+    vectors = clustered(2000)
+    index = build(vectors, IndexSpec(factory, ALL.get(factory, {})))
+    if not index.can_mask():
+        pytest.skip(f"{factory} cannot mask: reindex rebuilds it")
+    owners = np.arange(2000)
+    owners[:1000] = -1
+    found = index.with_owners(owners).search(vectors[:50], 5)[1]
+    assert np.all(found >= 1000)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF16,SQ8", "IVF16,RaBitQ,Refine(SQ8)"])
+def test_adding_in_blocks_and_later_equals_adding_at_once(factory):
+    vectors, queries = clustered(2000), clustered(30, seed=1)
+    whole = build(vectors, IndexSpec(factory, ALL.get(factory, {})))
+    blocks = build(vectors, IndexSpec(factory, ALL.get(factory, {}), block=333))
+    assert np.array_equal(whole.search(queries, 10)[1], blocks.search(queries, 10)[1])
+    later = build(vectors[:1500], IndexSpec(factory, ALL.get(factory, {}))).add(vectors[1500:], np.arange(1500, 2000))
+    truth = exact_search(vectors, np.arange(2000), queries, 10)[1]
+    assert mean_recall(later.search(queries, 10)[1], truth) >= 0.9
+
+
+@pytest.mark.parametrize("factory", ["IVF16,SQ8", "IVF16,PQ8"])
+def test_lists_on_disk_equal_lists_in_memory(tmp_path, factory):
+    vectors, queries = clustered(3000), clustered(40, seed=1)
+    memory = build(vectors, IndexSpec(factory, {"nprobe": 8}))
+    spec = IndexSpec(factory, {"nprobe": 8}, on_disk=True, block=700)
+    (tmp_path / "written").mkdir()
+    build(vectors, spec, folder=tmp_path / "written").write(tmp_path / "written")
+    assert sorted(p.name for p in (tmp_path / "written").iterdir()) == ["index.faiss", "index.ivfdata"]
+    (tmp_path / "written").rename(tmp_path / "moved")  # a generation is renamed into place
+    disk = read(tmp_path / "moved", memory.owners, spec)
+    assert np.array_equal(disk.search(queries, 10)[1], memory.search(queries, 10)[1])
+    with pytest.raises(BadInput, match="IVF type and a folder"):
+        build(vectors, IndexSpec("Flat", on_disk=True), folder=tmp_path)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF16,SQ8"])
+def test_merged_and_sharded_search_equal_one_index(factory):
+    vectors, queries, spec = clustered(2400), clustered(40, seed=1), IndexSpec(factory, ALL.get(factory, {}))
+    whole = build(vectors, spec)
+
+    def shards():
+        return [_shard_like(whole, vectors[i : i + 800], np.arange(i, i + 800)) for i in range(0, 2400, 800)]
+
+    expected = whole.search(queries, 10)
+    for scores, found in (merge(shards()).search(queries, 10), search_shards(shards(), queries, 10)):
+        assert np.array_equal(found, expected[1])
+        assert np.allclose(scores, expected[0], atol=1e-6)
+
+
+def _shard_like(whole, vectors, owners):
+    """An empty copy of a trained index, filled with some vectors."""
+    import faiss
+
+    empty = faiss.clone_index(whole.index)
+    empty.reset()
+    return index_module.VectorIndex(empty, owners[:0], whole.spec).add(vectors, owners)
+
+
+def test_exact_search_reads_a_memory_map(tmp_path):
+    vectors, queries = clustered(500), clustered(5, seed=1)
+    np.save(tmp_path / "v.npy", vectors)
+    mapped = np.load(tmp_path / "v.npy", mmap_mode="r")
+    expected = exact_search(vectors, np.arange(500), queries, 7)[1]
+    assert np.array_equal(exact_search(mapped, np.arange(500), queries, 7, block=64)[1], expected)
+
+
+def test_bad_input(tmp_path):
+    vectors = clustered(100)
+    for factory, words in (("Nope", "could not parse"), ("IVF4096,SQ8", "at least 4096"), ("IVF4,PQ7", "refuses")):
+        with pytest.raises(BadInput, match=words):
+            build(vectors, IndexSpec(factory))
+    with pytest.raises(BadInput, match="nprobe"):
+        build(vectors, IndexSpec("Flat", {"nprobe": 3}))
+    with pytest.raises(BadInput, match="unknown index settings"):
+        IndexSpec.from_dict({"factory": "Flat", "colour": "red"})
+    with pytest.raises(BadInput, match="width"):
+        build(vectors, IndexSpec()).search(np.ones((1, DIM + 1)), 3)
+    with pytest.raises(BadInput, match="row 3"):
+        normalised(np.array([[1.0, 0], [0, 1], [1, 1], [0, 0]]))
+    with pytest.raises(BadInput, match="row 0"):
+        normalised(np.array([[np.nan, 0.0]]))
+    build(vectors, IndexSpec()).write(tmp_path)
+    with pytest.raises(CorruptShard, match="differ in length"):
+        read(tmp_path, np.arange(99), IndexSpec())
+    content = (tmp_path / "index.faiss").read_bytes()
+    (tmp_path / "index.faiss").write_bytes(content[:50])
+    with pytest.raises(CorruptShard, match="cannot be read"):
+        read(tmp_path, np.arange(100), IndexSpec())
+
+
+def test_what_trains():
+    assert not needs_training("Flat", 32)
+    assert not needs_training("HNSW16", 32)
+    assert needs_training("IVF4,SQ8", 32)
+    assert needs_training("PQ8", 32)
+
+
+def test_no_filter_that_is_never_used_is_trained():
+    for factory in ("PQ8", "IVF16,PQ8,Refine(SQ8)", "OPQ8,IVF16,PQ8"):
+        index = new_index(factory, DIM)
+        parts = [part for part in index_module._nested(index) if hasattr(part, "do_polysemous_training")]
+        assert parts
+        assert not any(part.do_polysemous_training for part in parts)
+
+
+def test_gpu_equals_cpu():
+    vectors, queries = clustered(3000), clustered(40, seed=1)
+    if gpu_count() == 0:
+        with pytest.raises(BadInput, match="no GPU"):
+            build(vectors, IndexSpec(), gpu=True)
+        pytest.skip("no GPU that FAISS can use")
+    for factory in ("Flat", "IVF16,Flat", "IVF16,SQ8"):
+        spec = IndexSpec(factory, ALL.get(factory, {"nprobe": 16} if "IVF" in factory else {}))
+        cpu, gpu = build(vectors, spec), build(vectors, spec, gpu=True)
+        assert mean_recall(gpu.search(queries, 10)[1], cpu.search(queries, 10)[1]) >= 0.99
+
+
+# -- choice by need --------------------------------------------------------------------------------------------------
+
+
+def test_choice_meets_the_need_and_shows_what_it_weighed():
+    vectors, queries = clustered(4000), clustered(200, seed=1)
+    said: list[str] = []
+    choice = choose(vectors, np.arange(4000), Need(recall=0.9, memory_bytes=400_000), queries, say=said.append)
+    chosen = next(row for row in choice.rows if row.spec == choice.spec)
+    assert chosen.why == ""
+    assert chosen.bytes <= 400_000
+    rebuilt = build(vectors, choice.spec)
+    truth = exact_search(vectors, np.arange(4000), queries, 10)[1]
+    assert mean_recall(rebuilt.search(queries, 10)[1], truth) >= 0.85
+    assert any(line.startswith("Flat: about 1 MB, over the limit") for line in said)
+    assert "->" in choice.table()
+    assert all(row.spec.factory in choice.table() for row in choice.rows)
+
+
+def test_flat_is_always_a_contender_and_alone_is_exact():
+    vectors, queries = clustered(3000, spread=3.0), clustered(100, seed=1)
+    choice = choose(vectors, np.arange(3000), Need(recall=1.0), queries)
+    assert "Flat" in [row.spec.factory for row in choice.rows]
+    exact = next(row for row in choice.rows if row.spec.factory == "Flat")
+    assert (exact.recall, exact.why) == (1.0, "")
+    tiny = choose(vectors[:50], np.arange(50), Need(recall=0.9), queries)
+    assert {row.spec.factory for row in tiny.rows} == {"Flat", "HNSW16", "HNSW32"}
+
+
+def test_nothing_fits_is_said_with_what_came_closest():
+    vectors = clustered(3000)
+    with pytest.raises(UserError, match=r"no index type fits the need.*IVF.*over 0 MB|no index type fits in memory"):
+        choose(vectors, np.arange(3000), Need(recall=0.99, memory_bytes=60_000))
+    with pytest.raises(UserError, match=r"slower than 1e-06 ms"):
+        choose(vectors, np.arange(3000), Need(recall=0.5, latency_ms=0.000001), clustered(40, seed=1))
+    with pytest.raises(BadInput, match="recall"):
+        Need(recall=1.2)
+    with pytest.raises(BadInput, match="held-out"):
+        choose(vectors, np.arange(3000), Need(), vectors[:1])
