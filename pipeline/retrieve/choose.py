@@ -115,9 +115,9 @@ def candidates(count: int, dim: int) -> Iterator[Candidate]:
     """Types worth trying on R vectors of width D. Inverted lists: the power of two next to 4 sqrt(R), 40 vectors a
     list."""
     yield Candidate("Flat", ({},), 4 * dim)
-    depths = (16, 32, 64, 128, 256, 512, 1024)
+    depths: tuple[float, ...] = (16, 32, 64, 128, 256, 512, 1024)
     for links in (16, 32):
-        settings = tuple({"efSearch": e} for e in depths)
+        settings = tuple({"efSearch": depth} for depth in depths)
         yield Candidate(f"HNSW{links}", settings, 4 * dim + 8.5 * links + 8)
     lists = 2 ** round(math.log2(4 * math.sqrt(count)))
     while lists > 4 and lists * 40 > count:
@@ -145,16 +145,14 @@ def stand_in_queries(vectors: NDArray[Any], count: int = 400, *, seed: int = 24)
 
 def trade_off(rows: list[Row], chosen: IndexSpec | None = None) -> str:
     """The trade-off as text; the chosen line is marked with an arrow."""
-    lines = [
-        "   type                            search                  recall      MB   ms/query   queries/s  build s"
-    ]
+    heads = ("type", "search", "recall", "MB", "ms/query", "queries/s", "build s")
+    lines = ["   {:<31} {:<23} {:>6} {:>7} {:>9} {:>10} {:>8}".format(*heads)]
     for row in rows:
         mark = "->" if row.spec == chosen else "  "
         setting = " ".join(f"{name}={value:g}" for name, value in row.spec.search.items())
-        lines.append(
-            f"{mark} {row.spec.factory:<31} {setting:<23} {row.recall:6.3f} {row.bytes / 1e6:7.1f} {row.latency_ms:10.2f}"
-            f" {row.queries_per_second:11.0f} {row.build_seconds:8.1f}  {row.why}".rstrip()
-        )
+        figures = f"{row.recall:6.3f} {row.bytes / 1e6:7.1f} {row.latency_ms:9.2f} {row.queries_per_second:10.0f}"
+        line = f"{mark} {row.spec.factory:<31} {setting:<23} {figures} {row.build_seconds:8.1f}  {row.why}"
+        lines.append(line.rstrip())
     return "\n".join(lines)
 
 
@@ -206,9 +204,8 @@ def _pick(rows: list[Row], need: Need) -> Choice:
             f"{r.spec.factory}: recall {r.recall:.3f}, {r.bytes / 1e6:.0f} MB, {r.latency_ms:.1f} ms ({r.why})"
             for r in rows
         )
-        raise UserError(
-            "no index type fits the need", got=closest, fix="ask for less recall, or allow more memory or time"
-        )
+        fix = "ask for less recall, or allow more memory or time"
+        raise UserError("no index type fits the need", got=closest, fix=fix)
     return Choice(rows[0].spec, rows)
 
 
