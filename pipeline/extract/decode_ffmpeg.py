@@ -25,7 +25,15 @@ from typing import IO, Any
 import ffmpeg
 import numpy as np
 
-from pipeline.extract.decode_pyav import FORMATS, Clip, Wish, default_stream, open_container
+from pipeline.extract.decode_pyav import (
+    FALLBACK_RATE,
+    FORMATS,
+    Clip,
+    Wish,
+    default_stream,
+    open_container,
+    presentation_times,
+)
 from pipeline.extract.frames import fit
 from pipeline.extract.limits import DecodeFailure, Limits
 from pipeline.extract.sampling import choose_frames
@@ -33,6 +41,7 @@ from pipeline.extract.sampling import choose_frames
 NAME = "ffmpeg"
 _TAIL = 2000  # characters of the program's messages that are kept
 _LINE = 4096
+_INPUT = "input-name-in-hexadecimal:"
 
 
 @functools.cache
@@ -59,20 +68,16 @@ def decode_clip(path: str, wish: Wish, limits: Limits | None = None, *, hwaccel:
     """The wanted frames of the file at `path`. Raises DecodeFailure."""
     limits = limits or Limits()
     source = _source(path, limits, hwaccel)
-    times = _presentation_times(source, limits)
+    times = presentation_times(_frame_times(source, limits), FALLBACK_RATE)
     if not times:
         raise DecodeFailure("decode", "NoFrames", "ffmpeg decoded no frame")
-    order = sorted(range(len(times)), key=times.__getitem__)
-    ascending = [times[place] for place in order]
-    chosen = choose_frames(ascending, wish.num_frames, wish.start, wish.end)
-    if not chosen:
+    places = choose_frames(times, wish.num_frames, wish.start, wish.end)
+    if not places:
         raise DecodeFailure("decode", "EmptyWindow", f"no frame in the window [{wish.start}, {wish.end}) s")
-    places = [order[position] for position in chosen]
-    pictures = dict(zip(sorted(places), _pictures(source, sorted(places), wish, limits), strict=False))
+    pictures = list(_pictures(source, places, wish, limits))
     if len(pictures) != len(places):
         raise DecodeFailure("decode", "Unstable", f"{len(places)} frames chosen, {len(pictures)} decoded")
-    seconds = np.array([ascending[position] - ascending[0] for position in chosen])
-    return Clip(np.stack([pictures[place] for place in places]), seconds, NAME)
+    return Clip(np.stack(pictures), np.array([times[place] - times[0] for place in places]), NAME)
 
 
 # -- the two runs
@@ -86,7 +91,9 @@ def _source(path: str, limits: Limits, hwaccel: str | None) -> Any:
         "threads": 1,
         **({"hwaccel": hwaccel} if hwaccel else {}),
     }
-    return ffmpeg.input("file:" + path, **options)[_stream_specifier(path, limits)]
+    return ffmpeg.input(_INPUT + path.encode(errors="surrogateescape").hex(), **options)[
+        _stream_specifier(path, limits)
+    ]
 
 
 def _stream_specifier(path: str, limits: Limits) -> str:
@@ -99,7 +106,7 @@ def _stream_specifier(path: str, limits: Limits) -> str:
         return "V"
 
 
-def _presentation_times(source: Any, limits: Limits) -> list[float]:
+def _frame_times(source: Any, limits: Limits) -> list[float]:
     """Seconds of every decoded frame, in the order in which the decoder gives them."""
     listing = source.filter("scale", 16, 16, flags="neighbor").output(
         "pipe:1", format="framecrc", copyts=None, enc_time_base="1/1000000", **_every_frame()
@@ -154,6 +161,7 @@ def _every_frame() -> dict[str, str]:
 def _running(output: Any, limits: Limits) -> Iterator[IO[bytes]]:
     """The program's standard output. Leaving the context ends the program; its errors become a DecodeFailure."""
     command = output.global_args("-nostdin", "-hide_banner", "-loglevel", "error").compile(cmd=executable())
+    command = [_real_name(word) for word in command]
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -181,6 +189,13 @@ def _running(output: Any, limits: Limits) -> Iterator[IO[bytes]]:
         raise DecodeFailure("decode", "TimeLimit", f"ffmpeg was killed after {limits.max_seconds:g} s")
     if status != 0:
         raise DecodeFailure("decode", "CannotOpen", messages.text() or f"ffmpeg ended with status {status}")
+
+
+def _real_name(word: str) -> str:
+    """ffmpeg-python cannot hash names that are not UTF-8, so the input's name travels through it in hexadecimal."""
+    if not word.startswith(_INPUT):
+        return word
+    return "file:" + bytes.fromhex(word.removeprefix(_INPUT)).decode(errors="surrogateescape")
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

@@ -41,7 +41,7 @@ FORMATS = (  # libavformat demuxers that read one self-contained file; the audio
 )
 _IN_RUNS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mjpeg", "prores", "dnxhd"})  # codecs whose headers we trust
 _PROGRESSIVE = (0, 1)  # AV_FIELD_UNKNOWN, AV_FIELD_PROGRESSIVE
-_FALLBACK_RATE = Fraction(25)  # frames a second, for raw streams that tell no times
+FALLBACK_RATE = Fraction(25)  # frames a second, for raw streams that tell no times
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,9 @@ class _Packets:
         except FFmpegError as error:
             self.error = _reason(error)
 
+    def is_shown(self, index: int) -> bool:
+        return self.rows[index].picture.shown and not self.rows[index].hidden
+
     def seconds(self, pts: int) -> float:
         return pts * self.stream.time_base.numerator / self.stream.time_base.denominator
 
@@ -252,15 +255,17 @@ def _decode_runs(packets: _Packets, wish: Wish) -> Clip | None:
     found: dict[int, np.ndarray] = {}
     context = packets.stream.codec_context
     for run, feed in packets.of_runs(runs):
-        promised = {
-            packets.rows[index].pts
-            for index in range(run.first, run.last + 1)
-            if index not in run.dropped and not packets.rows[index].hidden and packets.rows[index].picture.shown
-        }
+        shown = [
+            index for index in range(run.first, run.last + 1) if packets.is_shown(index) and index not in run.dropped
+        ]
+        promised, latest = {packets.rows[index].pts for index in shown}, None
         try:
             for frame in _frames_of(context, feed):
+                if frame.pts is None or (latest is not None and frame.pts <= latest):
+                    return None  # the packets' times are not those of presentation
+                latest = frame.pts
                 promised.discard(frame.pts)
-                if frame.pts in run.wanted and frame.pts not in found and not frame.is_corrupt:
+                if frame.pts in run.wanted and not frame.is_corrupt:
                     found[frame.pts] = develop(frame)
         except MemoryError:
             raise
@@ -295,27 +300,26 @@ class _Pass:
 def _decode_everything(packets: _Packets, wish: Wish) -> Clip:
     """All frames in sequence. The places to take are guessed from the packets; a wrong guess costs a second pass."""
     develop = _Developer(packets.stream, wish, packets.limits)
-    rate = packets.stream.guessed_rate or packets.stream.average_rate or _FALLBACK_RATE
-    guess = sum(not row.hidden and row.picture.shown for row in packets.rows)
+    rate = packets.stream.guessed_rate or packets.stream.average_rate or FALLBACK_RATE
+    guess = sum(packets.is_shown(index) for index in range(len(packets.rows)))
     wanted: set[int] = set()
     if wish.start is None and wish.end is None:
         wanted = set(choose_frames([float(index) for index in range(guess)], wish.num_frames))
     done = _sequence(packets, wanted, develop)
-    times, order = _presentation(done.times, rate)
+    times = presentation_times(done.times, rate)
     if not times:
         why = done.last_error or packets.error or f"{len(packets.rows)} packets and no frame"
         raise DecodeFailure("decode", "NoFrames", why)
-    chosen = choose_frames(times, wish.num_frames, wish.start, wish.end)
-    if not chosen:
+    places = choose_frames(times, wish.num_frames, wish.start, wish.end)
+    if not places:
         window = f"[{wish.start}, {wish.end}) s"
         raise DecodeFailure("decode", "EmptyWindow", f"no frame in the window {window} of {times[-1] - times[0]:.2f} s")
-    places = [order[position] for position in chosen]
     if not set(places) <= done.found.keys():
         done = _sequence(packets, set(places), develop)
     if not set(places) <= done.found.keys():
         raise DecodeFailure("decode", "Unstable", "decoding the file twice gave different frames")
     note = _damage(packets, len(times), guess, done)
-    seconds = np.array([times[position] - times[0] for position in chosen])
+    seconds = np.array([times[place] - times[0] for place in places])
     return Clip(np.stack([done.found[place] for place in places]), seconds, "sequential", note)
 
 
@@ -338,16 +342,18 @@ def _sequence(packets: _Packets, wanted: set[int], develop: _Developer) -> _Pass
     return done
 
 
-def _presentation(times: Sequence[float | None], rate: Fraction) -> tuple[list[float], list[int]]:
-    """Times in presentation order, and the place of each in decoder output. Missing times: the decoder's own order."""
-    if None not in times:
-        order = sorted(range(len(times)), key=lambda place: times[place] or 0.0)
-        return [times[place] or 0.0 for place in order], order
+def presentation_times(times: Sequence[float | None], rate: Fraction) -> list[float]:
+    """Ascending times for frames in the decoder's output order, which is the order of presentation by contract.
+
+    A missing time follows its predecessor by one frame; one that goes back (broken AVI files have such) is held.
+    """
     filled: list[float] = []
     for time in times:
-        following = filled[-1] + float(1 / rate) if filled else 0.0
-        filled.append(following if time is None else max(time, filled[-1] if filled else time))
-    return filled, list(range(len(times)))
+        before = filled[-1] if filled else None
+        following = 0.0 if before is None else before + float(1 / rate)
+        time = following if time is None else time
+        filled.append(time if before is None else max(time, before))
+    return filled
 
 
 def _damage(packets: _Packets, frames: int, promised: int, done: _Pass) -> str:
