@@ -475,9 +475,8 @@ def doctor(
         checks = list(environment_report(place.root))
         show([asdict(check) for check in checks], as_json, "\n".join(check.line() for check in checks))
     else:
-        report = dataset_report(
-            dataset, videos, annotations, place.dataset_dir(dataset), deep=deep, **pairs(option, "--option")
-        )
+        options: dict[str, Any] = dict(pairs(option, "--option"))
+        report = dataset_report(dataset, videos, annotations, place.dataset_dir(dataset), deep=deep, **options)
         checks = list(report.checks)
         claim = f"results on the test split may be called: {report.claim or 'nothing'}"
         show(report.to_json(), as_json, "\n".join([*(check.line() for check in checks), claim]))

@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 from pipeline.config import describe_difference, fingerprint
 from pipeline.errors import BadInput, FingerprintMismatch, MissingData, StoreBusy
 from pipeline.stores.atomic import atomic_write, read_json, remove_temporaries, write_json
-from pipeline.stores.shards import SUFFIXES, Column, Ragged, read_marker, read_shard, verify_shard, write_shard
+from pipeline.stores.mapped import MappedRagged, MappedRows
+from pipeline.stores.shards import SUFFIXES, Column, read_marker, read_shard, verify_shard, write_shard
 
 FORMAT_VERSION = 1
 
@@ -182,7 +183,7 @@ class FeatureStore:
         extra: Mapping[str, Any] | None = None,
     ) -> Path | None:
         """Write the next video shard and its account; ValueError when inputs != done + failed + skipped."""
-        done = _strings(columns["video_id"])
+        done = list(columns["video_id"])  # type: ignore[arg-type]
         account = [*done, *(failure.video_id for failure in failures), *skipped]
         if sorted(account) != sorted(inputs):
             raise ValueError(f"{len(inputs)} inputs, but {len(account)} accounted for: a video would be lost silently")
@@ -218,7 +219,7 @@ class FeatureStore:
         status: dict[str, str] = {}
         for path in self.shard_paths("videos"):
             marker = read_marker(path)
-            for video_id in _ids(path, "video_id"):
+            for video_id in _string_column(path, "video_id"):
                 status[video_id] = "done"
             outcome = {row["video_id"]: "failed" for row in marker["failures"]}
             outcome.update(dict.fromkeys(marker["skipped"], "skipped"))
@@ -244,8 +245,8 @@ class FeatureStore:
         with atomic_write(self.path / "failures.parquet") as temporary:
             pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
 
-    def text_ids(self) -> set[str]:
-        return {name for path in self.shard_paths("texts") for name in _ids(path, "caption_id")}
+    def text_string_column(self) -> set[str]:
+        return {name for path in self.shard_paths("texts") for name in _string_column(path, "caption_id")}
 
     def verify(self) -> None:
         """Read everything and compare checksums; CorruptShard names the first that is wrong."""
@@ -263,77 +264,86 @@ class FeatureStore:
             places[kind] = {
                 name: (number, row)
                 for number, path in enumerate(self.shard_paths(kind))
-                for row, name in enumerate(_ids(path, key))
+                for row, name in enumerate(_string_column(path, key))
             }
         return places
 
-    def _gather(self, kind: str, name: str, mmap: bool = False) -> Column:
-        """One column over all shards, one row an id. A single clean shard is handed out as it is: a map stays a map."""
-        places = np.array(list(self._rows[kind].values()), dtype=np.int64).reshape(-1, 2)
-        parts = [read_shard(path, [name], mmap=mmap)[name] for path in self.shard_paths(kind)]
+    def _places(self, kind: str) -> np.ndarray:
+        """(n, 2): the shard's number and the row in it, for each id in order."""
+        return np.array(list(self._rows[kind].values()), dtype=np.int64).reshape(-1, 2)
+
+    def _strings(self, kind: str, name: str) -> list[str]:
+        parts = [_string_column(path, name) for path in self.shard_paths(kind)]
+        return [parts[number][row] for number, row in self._places(kind).tolist()]
+
+    def _mapped(self, kind: str, name: str) -> MappedRows:
+        parts: Any = [read_shard(path, [name], mmap=True)[name] for path in self.shard_paths(kind)]
         if not parts:
             raise MissingData(f"{self.path} holds no {kind}", fix="run `python cli.py extract`")
-        starts = np.cumsum([0, *(len(part) for part in parts)])
-        rows = starts[places[:, 0]] + places[:, 1]
-        whole = _concatenate(parts)
-        in_order = len(rows) == starts[-1] and np.array_equal(rows, np.arange(len(rows)))
-        return whole if in_order else _take(whole, rows)
+        return MappedRows(parts, self._places(kind))
 
     def videos(self, split: str | None = None, *, mmap: bool = False) -> VideoFeatures:
-        """Every done video, or those of one split. With mmap and a single shard the embeddings stay on disk."""
-        ids, paths, splits = (_strings(self._gather("videos", name)) for name in ("video_id", "path", "split"))
-        embeds, mask, pts = (
-            _array(self._gather("videos", name, mmap and name == "frame_embeds"))
-            for name in ("frame_embeds", "frame_mask", "frame_pts")
+        """Every done video, or those of one split. With mmap the embeddings stay on disk (a MappedRows)."""
+        columns = {name: self._mapped("videos", name) for name in ("frame_embeds", "frame_mask", "frame_pts")}
+        splits = self._strings("videos", "split")
+        rows = np.arange(len(splits)) if split is None else _where(splits, split)
+        embeds: Any = columns["frame_embeds"].select(rows)
+        return VideoFeatures(
+            _take(list(self._rows["videos"]), rows),
+            _take(self._strings("videos", "path"), rows),
+            _take(splits, rows),
+            embeds if mmap else embeds[:],
+            columns["frame_mask"][rows],
+            columns["frame_pts"][rows],
         )
-        features = VideoFeatures(ids, paths, splits, embeds, mask, pts)
-        return features if split is None else features.select(_where(features.splits, split))
 
     def texts(self, split: str | None = None) -> TextFeatures:
         """Captions of videos that are done, or of one split. A store without captions gives none."""
         if not self.shard_paths("texts"):
             return TextFeatures([], [], [], [], np.zeros((0, self.dim), np.float32))
-        caption_ids, video_ids, splits, captions = (
-            _strings(self._gather("texts", name)) for name in ("caption_id", "video_id", "split", "caption")
-        )
-        embeds = _array(self._gather("texts", "text_embeds")).astype(np.float32)
-        features = TextFeatures(caption_ids, video_ids, splits, captions, embeds)
+        video_ids, splits = self._strings("texts", "video_id"), self._strings("texts", "split")
         done = self._rows["videos"]
-        keep = [
-            row
-            for row, (video_id, own) in enumerate(zip(features.video_ids, features.splits, strict=True))
-            if video_id in done and split in (None, own)
-        ]
-        return features if len(keep) == len(features) else features.select(np.array(keep, dtype=np.int64))
+        rows = np.array(
+            [
+                row
+                for row, (video_id, own) in enumerate(zip(video_ids, splits, strict=True))
+                if video_id in done and split in (None, own)
+            ],
+            dtype=np.int64,
+        )
+        return TextFeatures(
+            _take(list(self._rows["texts"]), rows),
+            _take(video_ids, rows),
+            _take(splits, rows),
+            _take(self._strings("texts", "caption"), rows),
+            self._mapped("texts", "text_embeds")[rows].astype(np.float32),
+        )
 
-    def video_column(self, name: str, *, mmap: bool = True) -> Column:
-        """An extra column (such as frame_tokens), in the order of `videos()`."""
-        return self._gather("videos", name, mmap)
+    def frame_tokens(self, video_ids: Sequence[str]) -> dict[str, MappedRows]:
+        """The cached activations of these videos, in this order: frame_tokens, and frame_token_scale where int8."""
+        places = np.array([self._rows["videos"][video_id] for video_id in video_ids], dtype=np.int64).reshape(-1, 2)
+        paths = self.shard_paths("videos")
+        names = [name for name in ("frame_tokens", "frame_token_scale") if name in read_marker(paths[0])["columns"]]
+        found: Any = {name: [read_shard(path, [name], mmap=True)[name] for path in paths] for name in names}
+        return {name: MappedRows(parts, places) for name, parts in found.items()}
 
-    def text_column(self, name: str, *, mmap: bool = True) -> Column:
-        """An extra column (such as text_tokens) of every caption in the store, in the order of `caption_ids()`."""
-        return self._gather("texts", name, mmap)
-
-    def caption_ids(self) -> list[str]:
-        return list(self._rows["texts"])
+    def text_tokens(self, caption_ids: Sequence[str]) -> dict[str, MappedRagged]:
+        """The same for captions, each cut to its own length."""
+        places = np.array([self._rows["texts"][name] for name in caption_ids], dtype=np.int64).reshape(-1, 2)
+        paths = self.shard_paths("texts")
+        names = [name for name in ("text_tokens", "text_token_scale") if name in read_marker(paths[0])["columns"]]
+        found: Any = {name: [read_shard(path, [name], mmap=True)[name] for path in paths] for name in names}
+        return {name: MappedRagged(parts, places) for name, parts in found.items()}
 
     def splits(self) -> list[str]:
         """The splits that have videos, each once."""
-        return list(dict.fromkeys(_strings(self._gather("videos", "split"))))
+        return list(dict.fromkeys(self._strings("videos", "split")))
 
 
-def _strings(column: Column) -> list[str]:
-    assert isinstance(column, list), "not a column of strings"
+def _string_column(path: Path, name: str) -> list[str]:
+    column = read_shard(path, [name])[name]
+    assert isinstance(column, list), f"{name} is not a column of strings"
     return column
-
-
-def _array(column: Column) -> np.ndarray:
-    assert isinstance(column, np.ndarray), "not a column of arrays"
-    return column
-
-
-def _ids(path: Path, key: str) -> list[str]:
-    return _strings(read_shard(path, [key])[key])
 
 
 def _where(values: Sequence[str], wanted: str) -> np.ndarray:
@@ -341,26 +351,6 @@ def _where(values: Sequence[str], wanted: str) -> np.ndarray:
 
 
 def _take(column: Any, rows: np.ndarray) -> Any:
-    if isinstance(column, np.ndarray):
-        return column[rows]
-    if isinstance(column, Ragged):
-        lengths = np.diff(column.offsets)[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        picked = [column.row(int(row)) for row in rows]
-        return Ragged(np.concatenate(picked) if picked else column.values[:0], offsets)
-    return [column[int(row)] for row in rows]
-
-
-def _concatenate(parts: Sequence[Any]) -> Any:
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    if isinstance(first, np.ndarray):
-        return np.concatenate(parts)
-    if isinstance(first, Ragged):
-        offsets, base = [first.offsets[:1]], 0
-        for part in parts:
-            offsets.append(part.offsets[1:] + base)
-            base += int(part.offsets[-1])
-        return Ragged(np.concatenate([part.values for part in parts]), np.concatenate(offsets))
-    return [value for part in parts for value in part]
+    if isinstance(column, MappedRows):
+        return column.select(rows)
+    return column[rows] if isinstance(column, np.ndarray) else [column[int(row)] for row in rows]

@@ -44,20 +44,16 @@ class PairData:
 
 
 class BatchSource:
-    """Hands out batches on one device. The features move there once if they take at most `resident_fraction` of the
-    memory that is free; otherwise they stay where they are (in memory, or mapped from disk) and travel by batch."""
+    """Hands out batches on one device. The features are read into its memory once, in order, if they take at most
+    `resident_fraction` of what is free there; otherwise they stay mapped from disk and travel by batch."""
 
     def __init__(self, data: PairData, device: torch.device, free_bytes: int, resident_fraction: float = 0.5):
-        frame_embeds, text_embeds = _tensor(data.frame_embeds), _tensor(data.text_embeds)
-        self.resident = frame_embeds.nbytes + text_embeds.nbytes <= resident_fraction * free_bytes
-        place = device if self.resident else torch.device("cpu")
         self.device = device
-        # what fits is read once, here and in order, rather than at random in every epoch
-        self._frames = frame_embeds.to(place, copy=self.resident)
-        self._texts = text_embeds.to(place)
-        self._mask = _tensor(data.frame_mask).to(place)
-        self._video = _tensor(data.text_to_video).to(place)
-        self._sentence = _tensor(data.sentence).to(place)
+        self.resident = data.frame_embeds.nbytes + data.text_embeds.nbytes <= resident_fraction * free_bytes
+        self._frames = torch.from_numpy(data.frame_embeds[:]).to(device) if self.resident else data.frame_embeds
+        self._texts = torch.from_numpy(data.text_embeds).to(device if self.resident else "cpu")
+        self._mask = torch.from_numpy(data.frame_mask)
+        self._video, self._sentence = data.text_to_video, data.sentence
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -65,15 +61,23 @@ class BatchSource:
     def batch(self, pairs: np.ndarray) -> dict[str, Tensor]:
         """B pairs, given as rows of texts: text_embeds (B, D) and frame_embeds (B, F, D) in float32, frame_mask (B, F),
         positives (B, B): True where text i describes video j, because the video or the sentence is the same."""
-        rows = torch.from_numpy(pairs).to(self._video.device)
-        video, sentence = self._video[rows], self._sentence[rows]
-        positives = (video[:, None] == video[None, :]) | (sentence[:, None] == sentence[None, :])
+        video = self._video[pairs]
+        if isinstance(self._frames, Tensor):
+            frames = self._frames[torch.from_numpy(video).to(self.device)]
+        else:
+            frames = torch.from_numpy(self._frames[video])
+        texts = self._texts[torch.from_numpy(pairs).to(self._texts.device)]
         return {
-            "text_embeds": self._texts[rows].to(self.device, torch.float32),
-            "frame_embeds": self._frames[video].to(self.device, torch.float32),
-            "frame_mask": self._mask[video].to(self.device),
-            "positives": positives.to(self.device),
+            "text_embeds": texts.to(self.device, torch.float32),
+            "frame_embeds": frames.to(self.device, torch.float32),
+            "frame_mask": self._mask[torch.from_numpy(video)].to(self.device),
+            "positives": positives(video, self._sentence[pairs]).to(self.device),
         }
+
+
+def positives(video: np.ndarray, sentence: np.ndarray) -> Tensor:
+    """(B,), (B,) -> (B, B) bool: the same video or the same sentence; such pairs are no negatives of each other."""
+    return torch.from_numpy((video[:, None] == video) | (sentence[:, None] == sentence))
 
 
 def epoch_batches(
@@ -92,31 +96,26 @@ def epoch_batches(
     return list(steps[:, rank])
 
 
-def training_splits(store: FeatureStore, seed: int, *, mmap: bool = False) -> tuple[PairData, PairData, str]:
+def training_splits(store: FeatureStore, seed: int) -> tuple[PairData, PairData, str]:
     """(train, validation, what the validation split is). The test split is never read.
 
     A data set without a validation split has a tenth of its training videos held out, chosen by `seed`. Raises
     BadInput where too few videos have captions.
     """
-    splits = store.splits()
-    own = "train" if "train" in splits else "corpus" if "corpus" in splits else None
-    if own is None:
-        raise BadInput(f"{store.path} has no training videos", got=f"splits {splits}", fix="extract a train split")
-    videos, texts = store.videos(own, mmap=mmap), store.texts(own)
+    videos, texts = store.videos("train", mmap=True), store.texts("train")
     captioned = np.array(sorted(set(texts.video_ids)))
     if len(captioned) < MIN_VIDEOS:
         raise BadInput(
-            f"{store.path}: too few captioned videos to train a head and hold some out for validation",
-            expected=f"at least {MIN_VIDEOS}",
-            got=f"{len(captioned)}",
+            f"{store.path}: too few training videos to train a head and hold some out for validation",
+            expected=f"at least {MIN_VIDEOS} with captions in the train split",
+            got=f"{len(captioned)} (and {len(set(store.texts().video_ids)) - len(captioned)} in other splits)",
             fix="use a head trained on a larger data set (`--head-dir`), or mean pooling, which needs no training",
         )
-    if "val" in splits:
-        val_texts = store.texts("val")
-        return PairData.of(videos, texts), PairData.of(store.videos("val"), val_texts), "val"
+    if "val" in store.splits():
+        return PairData.of(videos, texts), PairData.of(store.videos("val"), store.texts("val")), "val"
     held = set(np.random.default_rng(seed).permutation(captioned)[: max(1, round(HOLD_OUT * len(captioned)))].tolist())
     parts = [PairData.of(*_only(videos, texts, held, inside)) for inside in (False, True)]
-    return parts[0], parts[1], f"{len(held)} of {len(captioned)} {own} videos held out (seed {seed})"
+    return parts[0], parts[1], f"{len(held)} of {len(captioned)} training videos held out (seed {seed})"
 
 
 def _only(
@@ -126,9 +125,3 @@ def _only(
         return np.flatnonzero([(video_id in chosen) == inside for video_id in ids])
 
     return videos.select(rows(videos.video_ids)), texts.select(rows(texts.video_ids))
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    if not array.flags.writeable:  # a read-only map; torch only warns, and nothing here writes
-        array = array.view()
-    return torch.from_numpy(array)
