@@ -205,8 +205,9 @@ def test_a_header_that_promises_frames_which_do_not_exist(tmp_path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
     clip = decode_pyav.decode_clip(str(path), Wish(60, NATIVE))
     found = numbers(clip)
-    assert 3 < len(found) < 60
-    assert found == list(range(len(found)))
+    assert 20 < len(found) < 60
+    assert found[:20] == list(range(20))  # near the cut, pictures may be missing whose successors are there
+    assert found == sorted(set(found))
     assert clip.note
 
 
