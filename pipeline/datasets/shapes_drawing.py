@@ -11,25 +11,26 @@ from PIL import Image, ImageDraw
 
 from pipeline.datasets.shapes_world import FRAME_SIDE, SHAPES, Scene, placement
 
+# Objects are bright and grounds dark, whatever their hue.
 _COLOUR_RGB = {
-    "red": (222, 38, 38),
-    "green": (50, 190, 60),
-    "blue": (50, 90, 240),
-    "yellow": (245, 225, 50),
-    "orange": (250, 135, 20),
-    "purple": (145, 50, 190),
-    "pink": (250, 130, 185),
-    "white": (245, 245, 245),
-    "cyan": (60, 220, 230),
-    "brown": (140, 80, 35),
+    "red": (255, 60, 60),
+    "green": (60, 210, 70),
+    "blue": (75, 120, 255),
+    "yellow": (250, 235, 50),
+    "orange": (255, 145, 20),
+    "purple": (175, 75, 235),
+    "pink": (255, 145, 205),
+    "white": (248, 248, 248),
+    "cyan": (70, 230, 240),
+    "brown": (175, 115, 60),
 }
 _BACKGROUND_RGB = {
-    "black": (8, 8, 8),
-    "gray": (115, 115, 115),
-    "navy": (15, 22, 85),
-    "maroon": (85, 12, 30),
-    "forest": (12, 66, 34),
-    "tan": (205, 182, 140),
+    "black": (4, 4, 4),
+    "gray": (62, 62, 62),
+    "navy": (8, 12, 88),
+    "maroon": (88, 8, 22),
+    "forest": (6, 70, 24),
+    "plum": (66, 6, 80),
 }
 
 

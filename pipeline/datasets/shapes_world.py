@@ -54,7 +54,7 @@ BACKGROUNDS: Mapping[str, tuple[str, ...]] = {
     "navy": ("midnight", "indigo"),
     "maroon": ("burgundy", "wine"),
     "forest": ("jungle", "mossy"),
-    "tan": ("sandy", "beige"),
+    "plum": ("eggplant", "mulberry"),
 }
 # The backbone knows no motion, so a motion has phrases only. No phrase is part of another.
 MOTIONS: Mapping[str, tuple[str, ...]] = {
@@ -71,8 +71,8 @@ MOTIONS: Mapping[str, tuple[str, ...]] = {
 }
 OWN_WORD_SHARE = 0.5  # how often a clip's caption uses the backbone's own word for an attribute
 
-_RADIUS = {"small": 12.0, "large": 20.0}  # pixels
-_TRAVEL = 22.0  # pixels from the middle of a straight path to its ends
+_RADIUS = {"small": 14.0, "large": 22.0}  # pixels
+_TRAVEL = 20.0  # pixels from the middle of a straight path to its ends
 
 T = TypeVar("T")
 
@@ -159,9 +159,9 @@ def placement(item: Object, time: float) -> tuple[float, float, float, float]:
     elif item.motion == "shake":
         x, y = x + 4 * math.sin(37 * time), y + 4 * math.cos(53 * time)
     elif item.motion == "grow":
-        radius = 6 + 20 * time
+        radius = 9 + 16 * time
     elif item.motion == "shrink":
-        radius = 26 - 20 * time
+        radius = 25 - 16 * time
     elif item.motion == "spin":
         turn = 360 * time
     return x, y, radius, turn
@@ -171,7 +171,7 @@ def placement(item: Object, time: float) -> tuple[float, float, float, float]:
 
 
 def frame_caption(rng: Random, scene: Scene, time: float) -> str:
-    """A canonical caption of one frame: "a small red circle at the top left and a large white bar on a tan background".
+    """A canonical caption of one frame: "a small red circle at the top left and a white bar on a plum background".
 
     Sizes, places, the second object and the background are each left out now and then; either object may come first.
     """
