@@ -1,31 +1,66 @@
-"""A head and CLIP's top blocks, trained together from cached activations.
+"""A head and the towers of CLIP under it, trained together by the head's own loss.
 
-Notation: B pairs of a batch, F frames, L tokens, W width of a tower, D joint space.
+Notation: B pairs of a batch, F frames, D joint space.
 """
+
+from collections.abc import Sequence
+from typing import Protocol
 
 from torch import Tensor, nn
 
-from dits_head.clip_top import ClipTop
 from dits_head.head import RetrievalHead
 
 
-class JointModel(nn.Module):
-    """`head` on top of `top`: both are trained by the head's own loss."""
+class Towers(Protocol):
+    """Both towers, or the top of them: `ClipTop` (from cached activations), or all of CLIP (from pixels)."""
 
-    def __init__(self, head: RetrievalHead, top: ClipTop):
+    def frame_embeds(self, inputs: Tensor) -> Tensor:
+        """(B, F, ...) -> (B, F, D)."""
+
+    def text_embeds(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        """(B, ...), tokens of each text (B,) -> (B, D)."""
+
+
+class JointModel(nn.Module):
+    """`head` on top of `towers`."""
+
+    def __init__(self, head: RetrievalHead, towers: nn.Module):
         super().__init__()
         self.head = head
-        self.top = top
+        self.towers = towers
 
     def training_loss(
         self,
-        text_tokens: Tensor,
+        text_inputs: Tensor,
         text_lengths: Tensor,
-        frame_tokens: Tensor,
+        frame_inputs: Tensor,
         frame_mask: Tensor,
         positives: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
-        """text_tokens (B, L, W_text), text_lengths (B,), frame_tokens (B, F, L, W_image), frame_mask (B, F)."""
-        texts = self.top.text_embeds(text_tokens, text_lengths)  # (B, D)
-        frames = self.top.frame_embeds(frame_tokens)  # (B, F, D)
+        """The head's loss on the embeddings that the towers make of a batch of B pairs; frame_mask (B, F)."""
+        towers: Towers = self.towers  # type: ignore[assignment]
+        texts = towers.text_embeds(text_inputs, text_lengths)  # (B, D)
+        frames = towers.frame_embeds(frame_inputs)  # (B, F, D)
         return self.head.training_loss(texts, frames, frame_mask, positives=positives)
+
+
+def layerwise_groups(
+    model: JointModel, clip_blocks: Sequence[nn.Module], lr: float, clip_lr: float, decay: float, weight_decay: float
+) -> list[dict[str, object]]:
+    """Parameter groups for `train`: the head at `lr`, CLIP at `clip_lr`, each block below the top at `decay` times the
+    rate of the one above (1: no layer-wise decay). `clip_blocks`: from the bottom to the top, both towers in one list
+    a level, so that equal depths share a rate.
+
+    Matrices decay by `weight_decay`; norms, biases and scalars do not.
+    """
+    scale: dict[int, float] = {}
+    for depth, block in enumerate(reversed(clip_blocks)):
+        scale |= {id(parameter): clip_lr / lr * decay**depth for parameter in block.parameters()}
+    for parameter in model.towers.parameters():
+        scale.setdefault(id(parameter), clip_lr / lr)
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            key = (scale.get(id(parameter), 1.0), weight_decay if parameter.ndim > 1 else 0.0)
+            groups.setdefault(key, []).append(parameter)
+    return [{"params": params, "lr_scale": rate, "weight_decay": wd} for (rate, wd), params in groups.items()]

@@ -71,7 +71,13 @@ def encoder_of(store: FeatureStore, device: str = "auto") -> Encoder:
     """The encoder that a store was made with. Raises FingerprintMismatch when what is found now is another."""
     about = read_json(store.path / "encoder.json")
     dtype = store.settings["dtype"] if about["precision"] == "auto" else about["precision"]
-    encoder = load_encoder(about["model"], about["pretrained"], device=device, precision=dtype)
+    encoder = load_encoder(
+        about["model"],
+        about["pretrained"],
+        device=device,
+        precision=dtype,
+        quick_gelu=store.settings["activation"] == "quickgelu",
+    )
     found = {name: encoder.settings.get(name) for name in store.settings if name in encoder.settings}
     store.require({**store.settings, **found}, "embed a query with this encoder")
     return encoder

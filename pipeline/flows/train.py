@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from lightning_fabric import Fabric
@@ -21,7 +22,7 @@ from pipeline.presets import PRESETS
 from pipeline.retrieve.metrics import retrieval_metrics
 from pipeline.stores import checkpoints
 from pipeline.stores.atomic import read_json
-from pipeline.train.batches import BatchSource, PairData, training_splits
+from pipeline.train.batches import BatchSource, PairData, training_features
 from pipeline.train.loop import Progress, TrainSettings, parameter_groups, train
 
 
@@ -50,15 +51,16 @@ def train_head(
     run = run or f"{config.head}-{fingerprint(identity)[:8]}"
     run_dir = workspace.head_dir(chosen.dataset, run)
     if (run_dir / "config.json").exists():
-        return _finished(run_dir, identity)
+        return finished_run(run_dir, identity)
 
-    train_data, val_data, selected_on = training_splits(chosen.store, settings.seed)
+    train_split, val_split, selected_on = training_features(chosen.store, settings.seed)
+    train_data, val_data = PairData.of(*train_split), PairData.of(*val_split)
     torch.manual_seed(settings.seed)
     head = build_head(config)
     if start_from:
         head.start_from(open_head(workspace.head_dir(chosen.dataset, start_from), chosen.store).head.state_dict())
     run_dir.mkdir(parents=True, exist_ok=True)
-    fabric = Fabric(accelerator="auto", devices=devices, loggers=TensorBoardLogger(run_dir, name="events", version=""))
+    fabric = Fabric(accelerator="auto", devices=devices, loggers=loggers(run_dir))
     fabric.launch()
     head = head.to(fabric.device)
     state = train(
@@ -83,20 +85,31 @@ def train_head(
     if fabric.is_global_zero:
         checkpoints.save_head(run_dir, head.state_dict(), record)
         checkpoints.clear_resume(run_dir)
-    return _summary(record)
+    return summary(record)
 
 
 def validator(data: PairData) -> Callable[[RetrievalHead], Mapping[str, float]]:
     """Text-to-video metrics of a head on the validation split, all of it at once."""
+    return lambda head: validation_metrics(
+        head, data.text_embeds, data.frame_embeds[:], data.frame_mask, data.text_to_video
+    )
 
-    def validate(head: RetrievalHead) -> Mapping[str, float]:
-        device = next(head.parameters()).device
-        texts = torch.from_numpy(data.text_embeds).to(device)
-        frames = torch.from_numpy(data.frame_embeds).to(device, torch.float32)
-        sims = head.score(texts, frames, torch.from_numpy(data.frame_mask).to(device))
-        return retrieval_metrics(sims.cpu().numpy(), data.text_to_video)
 
-    return validate
+def validation_metrics(
+    head: RetrievalHead,
+    text_embeds: np.ndarray,
+    frame_embeds: np.ndarray,
+    frame_mask: np.ndarray,
+    text_to_video: np.ndarray,
+) -> dict[str, float]:
+    device = next(head.parameters()).device
+    frames = torch.from_numpy(frame_embeds).to(device, torch.float32)
+    sims = head.score(torch.from_numpy(text_embeds).to(device), frames, torch.from_numpy(frame_mask).to(device))
+    return retrieval_metrics(sims.cpu().numpy(), text_to_video)
+
+
+def loggers(run_dir: Path) -> TensorBoardLogger:
+    return TensorBoardLogger(run_dir, name="events", version="")
 
 
 def free_bytes(device: torch.device) -> int:
@@ -113,16 +126,16 @@ def peak_memory_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
-def _finished(run_dir: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+def finished_run(run_dir: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     record = read_json(run_dir / "config.json")
     if difference := describe_difference({name: record[name] for name in identity}, identity):
         raise FingerprintMismatch(
             f"{run_dir} holds a head trained with other settings ({difference})", fix="give --run another name"
         )
-    return _summary(record)
+    return summary(record)
 
 
-def _summary(record: Mapping[str, Any]) -> dict[str, Any]:
+def summary(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "head": record["head"]["head"],
         "run": record["run"],

@@ -96,7 +96,10 @@ def epoch_batches(
     return list(steps[:, rank])
 
 
-def training_splits(store: FeatureStore, seed: int) -> tuple[PairData, PairData, str]:
+Split = tuple[VideoFeatures, TextFeatures]
+
+
+def training_features(store: FeatureStore, seed: int) -> tuple[Split, Split, str]:
     """(train, validation, what the validation split is). The test split is never read.
 
     A data set without a validation split has a tenth of its training videos held out, chosen by `seed`. Raises
@@ -112,15 +115,13 @@ def training_splits(store: FeatureStore, seed: int) -> tuple[PairData, PairData,
             fix="use a head trained on a larger data set (`--head-dir`), or mean pooling, which needs no training",
         )
     if "val" in store.splits():
-        return PairData.of(videos, texts), PairData.of(store.videos("val"), store.texts("val")), "val"
+        return (videos, texts), (store.videos("val"), store.texts("val")), "val"
     held = set(np.random.default_rng(seed).permutation(captioned)[: max(1, round(HOLD_OUT * len(captioned)))].tolist())
-    parts = [PairData.of(*_only(videos, texts, held, inside)) for inside in (False, True)]
-    return parts[0], parts[1], f"{len(held)} of {len(captioned)} training videos held out (seed {seed})"
+    rest, val = (_only(videos, texts, held, inside) for inside in (False, True))
+    return rest, val, f"{len(held)} of {len(captioned)} training videos held out (seed {seed})"
 
 
-def _only(
-    videos: VideoFeatures, texts: TextFeatures, chosen: set[str], inside: bool
-) -> tuple[VideoFeatures, TextFeatures]:
+def _only(videos: VideoFeatures, texts: TextFeatures, chosen: set[str], inside: bool) -> Split:
     def rows(ids: list[str]) -> np.ndarray:
         return np.flatnonzero([(video_id in chosen) == inside for video_id in ids])
 
