@@ -112,9 +112,11 @@ class NoiseNetwork(nn.Module):
         return self.final(modulate(x, shift, scale))  # (N, D)
 
 
-def step_modulation(modulation: Modulation, row: int) -> Modulation:
-    """One step's modulation (D,), shared by all samples, out of several steps' (S, D)."""
-    return [tuple(tensor[row] for tensor in layer) for layer in modulation]
+def step_modulations(modulation: Modulation) -> list[Modulation]:
+    """S steps' modulation, (S, D) tensors -> each step's (D,), shared by all samples."""
+    # unbind: its gradient is one stack, where indexing would fill a whole (S, D) for each row
+    layers = [zip(*(tensor.unbind(0) for tensor in layer), strict=True) for layer in modulation]
+    return [list(step) for step in zip(*layers, strict=True)]
 
 
 def _zero(linear: nn.Linear) -> None:

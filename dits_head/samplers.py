@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dits_head.blocks import Modulation, NoiseNetwork, step_modulation
+from dits_head.blocks import Modulation, NoiseNetwork, step_modulations
 from dits_head.deferred import shared_uses
 from dits_head.schedule import Schedule
 
@@ -93,9 +93,8 @@ def _modulations(
     if condition is not None or len(networks) > 1:
         owners = [networks[0 if len(networks) == 1 else i] for i in range(steps)]
         rows = [network.modulation(s[i : i + 1], condition) for i, network in enumerate(owners)]
-        return rows if condition is not None else [step_modulation(row, 0) for row in rows]
-    together = networks[0].modulation(s)
-    return [step_modulation(together, i) for i in range(steps)]
+        return rows if condition is not None else [step_modulations(row)[0] for row in rows]
+    return step_modulations(networks[0].modulation(s))
 
 
 def random_noise(like: Tensor, generator: torch.Generator | None) -> Noise:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from head_helpers import scrambled
 from torch import Tensor, nn
 
-from dits_head.blocks import Block, NoiseNetwork, modulate, step_modulation, timestep_embedding
+from dits_head.blocks import Block, NoiseNetwork, modulate, step_modulations, timestep_embedding
 from dits_head.deferred import SharedLinear, shared_uses
 
 D = 32
@@ -54,9 +54,9 @@ def test_network_equals_full_blocks_with_the_modulation_of_each_sample() -> None
     expected = network.final(F.layer_norm(h[:, 0], (D,), eps=1e-6) * (1 + scale) + shift)
 
     torch.testing.assert_close(network(x, network.modulation(s)), expected, atol=1e-5, rtol=1e-5)
-    together = network.modulation(torch.arange(1, 4))
+    together = step_modulations(network.modulation(torch.arange(1, 4)))
     for i, step in enumerate(s.tolist()):
-        alone = network(x[i : i + 1], step_modulation(together, step - 1))
+        alone = network(x[i : i + 1], together[step - 1])
         torch.testing.assert_close(alone, expected[i : i + 1], atol=1e-5, rtol=1e-5)
 
 
