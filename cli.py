@@ -134,6 +134,11 @@ def extract(
     shard_format: Annotated[str, typer.Option("--format", help="hdf5 or parquet")] = "hdf5",
     retry_failed: Annotated[str | None, typer.Option(help="Try failed videos again: all, or a failure class")] = None,
     min_coverage: Annotated[float, typer.Option(help="Exit with 1 when a smaller part of the videos is done")] = 0.95,
+    cache_blocks: Annotated[
+        int, typer.Option(help="Keep what enters so many of CLIP's top blocks, for train-head --train-blocks")
+    ] = 0,
+    token_dtype: Annotated[str, typer.Option(help="The cache's type: float16, or int8 at half the size")] = "float16",
+    yes: Annotated[bool, typer.Option("--yes", help="Start even if the cache may not fit on the disk")] = False,
     wait: Annotated[float, typer.Option(help="Seconds to wait for another process writing to the store")] = 0.0,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
@@ -177,6 +182,9 @@ def extract(
         retry_failed=retry_failed,
         min_coverage=min_coverage,
         wait_seconds=wait,
+        cache_blocks=cache_blocks,
+        token_dtype=token_dtype,
+        accept_size=yes,
     )
     manifest = dataset_manifest(place, dataset, videos, annotations, captions, options)
     report = extract_manifest(place, manifest, settings)
@@ -207,6 +215,12 @@ def train_head(
     batch_size: Annotated[int | None, typer.Option(help="Pairs a step")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same weights (on one CPU)")] = 24,
     start_from: Annotated[str | None, typer.Option(help="Begin with another run's equally named weights")] = None,
+    train_blocks: Annotated[
+        int, typer.Option(help="Train so many of CLIP's top blocks too, from cached activations")
+    ] = 0,
+    clip_lr: Annotated[float, typer.Option(help="Learning rate of CLIP's blocks")] = 1e-5,
+    layer_decay: Annotated[float, typer.Option(help="A block's rate over that of the block above it")] = 1.0,
+    low_memory: Annotated[bool, typer.Option("--low-memory", help="Gradient checkpointing in CLIP's blocks")] = False,
     devices: Annotated[int, typer.Option(help="GPUs (or CPU processes) of this machine")] = 1,
     run: Annotated[str | None, typer.Option(help="The run's name [default: head and fingerprint]")] = None,
     dataset: DatasetOption = None,
@@ -226,6 +240,7 @@ def train_head(
     """
     from pipeline.flows.choose import choose_store
     from pipeline.flows.train import head_config, recipe, train_head
+    from pipeline.flows.tune import TuneSettings, train_with_blocks
     from pipeline.train.loop import TrainSettings
 
     place = Workspace.locate(workspace)
@@ -234,9 +249,15 @@ def train_head(
     settings = TrainSettings(**recipe(chosen, lr=lr, epochs=epochs, batch_size=batch_size), seed=seed)
     say(f"training {config.head} on {chosen.dataset}/{chosen.encoder}")
     with stepwise(config.head) as progress:
-        result = train_head(
-            place, chosen, config, settings, run=run, start_from=start_from, devices=devices, progress=progress
-        )
+        if train_blocks:
+            tune = TuneSettings(train_blocks, clip_lr, layer_decay, low_memory)
+            result = train_with_blocks(
+                place, chosen, config, settings, tune, run=run, devices=devices, progress=progress
+            )
+        else:
+            result = train_head(
+                place, chosen, config, settings, run=run, start_from=start_from, devices=devices, progress=progress
+            )
     val = result["val"]
     text = (
         f"{result['run']}: validation R@1 {val['R@1']:.1f}, R@5 {val['R@5']:.1f}, R@10 {val['R@10']:.1f} "
@@ -448,6 +469,28 @@ def reproduce(
             place, chosen, names, recipe(chosen, **given), seeds=1 if quick else seeds, jobs=jobs, progress=progress
         )
     show(written, as_json, "\n\n".join(written.values()))
+
+
+@app.command("export-clip")
+def export_clip(
+    run: Annotated[str, typer.Argument(help="A run trained with --train-blocks")],
+    out: Annotated[Path, typer.Argument(help="The file to write, .safetensors")],
+    dataset: DatasetOption = None,
+    encoder: EncoderOption = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a tuned CLIP as a file that plain open_clip loads.
+
+    \b
+        python cli.py export-clip dits-top2-1a2b3c4d tuned.safetensors
+    """
+    from pipeline.flows.choose import choose_store
+    from pipeline.flows.tune import export_clip
+
+    place = Workspace.locate(workspace)
+    export_clip(place, choose_store(place, dataset, encoder), run, out)
+    show({"clip": str(out)}, as_json, f"{out}: load it with open_clip.create_model(NAME, pretrained={str(out)!r})")
 
 
 @app.command()

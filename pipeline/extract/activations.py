@@ -3,9 +3,12 @@
 Notation: N frames or sentences, L tokens, W width of the tower.
 """
 
-from collections.abc import Iterator, Sequence
+import shutil
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +18,8 @@ from pipeline.errors import BadInput
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.extract.encoder import Encoder
+    from pipeline.extract.settings import ExtractSettings
     from pipeline.stores.manifest import Manifest
 
 TOKEN_DTYPES = ("float16", "int8")
@@ -72,7 +77,41 @@ def to_int8(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(np.rint(tokens / scale.astype(np.float32)), -127, 127).astype(np.int8), scale[..., 0]
 
 
-def cache_bytes(manifest: "Manifest", num_frames: int, image: tuple[int, int], text: Sequence[int], width: int) -> int:
-    """Bytes of float16 that caching would take: image = (L, W) of a frame, text = token count of each caption, W."""
-    frames = len(manifest.entries) * num_frames * image[0] * image[1]
-    return 2 * (frames + sum(text) * width)
+def stored_tokens(tokens: np.ndarray, dtype: str, name: str) -> dict[str, np.ndarray]:
+    """The columns that keep tokens (..., W): `<name>s` in float16, or int8 with `<name>_scale` beside it."""
+    if dtype == "float16":
+        return {f"{name}s": tokens.astype(np.float16)}
+    values, scale = to_int8(tokens)
+    return {f"{name}s": values, f"{name}_scale": scale}
+
+
+def cache_bytes(encoder: "Encoder", manifest: "Manifest", num_frames: int, dtype: str) -> int:
+    """Bytes that the activations of a manifest will take on disk: every frame's tokens, every caption's own length."""
+    from pipeline.extract.text import tokenise
+
+    length, width = encoder.model.visual.positional_embedding.shape
+    captions = [caption for entry in manifest.entries for caption in entry.captions]
+    text_tokens = int(tokenise(encoder, captions)[1].sum()) if captions else 0
+    tokens = len(manifest.entries) * num_frames * length * width + text_tokens * _text_width(encoder.model)
+    heads = len(manifest.entries) * num_frames * length + text_tokens
+    return 2 * tokens if dtype == "float16" else tokens + 2 * heads
+
+
+def require_room(needed: int, store: Path, settings: "ExtractSettings") -> None:
+    """Say how many bytes the cache takes; BadInput where the disk has not that much (unless `accept_size`)."""
+    folder = next(parent for parent in (store, *store.parents) if parent.exists())
+    free = shutil.disk_usage(folder).free
+    print(
+        f"cached activations: {needed / 1e9:.2f} GB, {free / 1e9:.1f} GB free at {folder}", file=sys.stderr, flush=True
+    )
+    if needed > free and not settings.accept_size:
+        raise BadInput(
+            f"the activations of the top {settings.cache_blocks} blocks do not fit on the disk",
+            expected=f"{needed / 1e9:.1f} GB",
+            got=f"{free / 1e9:.1f} GB free at {folder}",
+            fix="free some space, give --token-dtype int8 (half the size) or --workspace elsewhere, or --yes",
+        )
+
+
+def _text_width(model: Any) -> int:
+    return int(getattr(model, "text", model).transformer.width)

@@ -23,14 +23,16 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.errors import BadInput, UserError
+from pipeline.extract.activations import cache_bytes, require_cacheable, require_room, stored_tokens
 from pipeline.extract.encoder import Encoder, load_encoder
 from pipeline.extract.limits import DecodeFailure
 from pipeline.extract.pool import Decoded, DecodePool
 from pipeline.extract.settings import ExtractSettings
+from pipeline.extract.text import encode_sentences
 from pipeline.extract.worker import DecodeSettings, Job
 from pipeline.stores.features import Failure, FeatureStore
 from pipeline.stores.manifest import Manifest, VideoEntry
-from pipeline.stores.shards import read_shard
+from pipeline.stores.shards import Ragged, read_shard
 
 SKIPPED = "skipped_files"  # key of Manifest.protocol: [{"path", "reason"}], files of a folder that are no videos
 
@@ -82,6 +84,9 @@ def extract(
     encoder = encoder or load_encoder(
         settings.model, settings.pretrained, device=settings.device, precision=settings.precision
     )
+    if settings.cache_blocks:
+        require_cacheable(encoder.model, settings.model, settings.cache_blocks)
+        require_room(cache_bytes(encoder, manifest, settings.num_frames, settings.token_dtype), store_path, settings)
     fingerprint = {**encoder.settings, **settings.fingerprint_part()}
     store = FeatureStore.create(store_path, fingerprint, shard_format=settings.shard_format, media_root=manifest.root)
     with store.lock(timeout=settings.wait_seconds), _full_disk_is_an_error(store):
@@ -170,6 +175,9 @@ class _VideoShard:
         shape = (len(entries), settings.num_frames)
         self._embeds = np.zeros((*shape, encoder.dim), np.float16)
         self._pts = np.full(shape, np.nan)
+        self._tokens: np.ndarray | None = None
+        if settings.cache_blocks:
+            self._tokens = np.zeros((*shape, *encoder.model.visual.positional_embedding.shape), np.float16)
         self._done: list[VideoEntry] = []
         self._failures: list[Failure] = []
         self._decoders: dict[str, str] = {}
@@ -195,7 +203,12 @@ class _VideoShard:
 
     def _encode(self, count: int) -> None:
         places = tuple(np.array(self._places[:count]).T)
-        embeds = self._encoder.embed_frames(np.stack(self._pending[:count])).numpy()
+        frames, blocks = np.stack(self._pending[:count]), self._settings.cache_blocks
+        if self._tokens is not None:
+            encoded, self._tokens[places] = self._encoder.embed_frames_caching(frames, blocks)
+        else:
+            encoded = self._encoder.embed_frames(frames)
+        embeds = encoded.numpy()
         if not np.isfinite(embeds).all():
             raise UserError(
                 f"the encoder gave values that are not finite in {self._encoder.settings['dtype']}",
@@ -216,6 +229,12 @@ class _VideoShard:
             "frame_mask": ~np.isnan(self._pts[:rows]),
             "frame_pts": self._pts[:rows],
         }
+        if self._settings.cache_blocks:
+            if self._tokens is None:
+                raise UserError(
+                    "none of these clips could be read, so the cache has no shape", fix="see failures.parquet"
+                )
+            columns |= stored_tokens(self._tokens[:rows], self._settings.token_dtype, "frame_token")
         mixed = len(set(self._decoders.values())) > 1 or self._settings.allow_mixed_decoders
         store.write_videos(
             columns,
@@ -253,11 +272,22 @@ def _extract_texts(
                 "video_id": [entry.video_id for _, entry, _ in shard],
                 "split": [entry.split for _, entry, _ in shard],
                 "caption": [caption for _, _, caption in shard],
-                "text_embeds": embed([caption for _, _, caption in shard]),
+                **_text_columns(encoder, [caption for _, _, caption in shard], settings, embed),
             }
             store.write_texts(columns)
             bar.update(len(shard))
     return len(rows)
+
+
+def _text_columns(
+    encoder: Encoder, captions: Sequence[str], settings: ExtractSettings, embed: Callable[[Sequence[str]], np.ndarray]
+) -> dict[str, Any]:
+    if not settings.cache_blocks:
+        return {"text_embeds": embed(captions)}
+    embeds, tokens = encode_sentences(encoder, captions, settings.text_batch_size, settings.cache_blocks)
+    offsets = np.concatenate([[0], np.cumsum([len(part) for part in tokens])]).astype(np.int64)
+    stored = stored_tokens(np.concatenate(tokens), settings.token_dtype, "text_token")
+    return {"text_embeds": embeds.numpy()} | {name: Ragged(values, offsets) for name, values in stored.items()}
 
 
 def _captions_in(store: FeatureStore) -> Iterator[tuple[str, str]]:

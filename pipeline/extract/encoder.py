@@ -51,6 +51,19 @@ class Encoder:
             pixels = (pixels.float().div_(255.0) - self._mean) / self._std
             return self.model.encode_image(pixels.to(self.dtype)).float().cpu()
 
+    def embed_frames_caching(
+        self, frames: "np.ndarray | torch.Tensor", blocks: int
+    ) -> "tuple[torch.Tensor, np.ndarray]":
+        """The same, and what entered the top `blocks` blocks: (N, L, W) float16."""
+        import torch
+
+        from pipeline.extract.activations import entering
+
+        transformer = self.model.visual.transformer
+        with entering(transformer.resblocks, blocks, batch_first=transformer.batch_first) as captured:
+            embeds = self.embed_frames(frames)
+        return embeds, captured.parts[0].to(torch.float16).cpu().numpy()
+
     def embed_texts(self, sentences: Sequence[str], *, batch_size: int = 256) -> "torch.Tensor":
         """N sentences -> (N, D) float32 on the CPU, each distinct one encoded once."""
         from pipeline.extract.text import embed_sentences

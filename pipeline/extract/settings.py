@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import BadInput
+from pipeline.extract.activations import TOKEN_DTYPES
 from pipeline.extract.limits import Limits
 from pipeline.extract.sampling import RULE
 from pipeline.stores.shards import SUFFIXES
@@ -39,12 +40,19 @@ class ExtractSettings:
     retry_failed: str | None = None
     min_coverage: float = 0.95
     wait_seconds: float = 0.0
+    cache_blocks: int = 0
+    token_dtype: str = "float16"
+    accept_size: bool = False
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "batch_size", "text_batch_size", "shard_size", "text_shard_size"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} must be at least 1", got=getattr(self, name))
+        if self.cache_blocks < 0:
+            raise BadInput("--cache-blocks must be 0 (none) or more", got=self.cache_blocks)
+        if self.token_dtype not in TOKEN_DTYPES:
+            raise BadInput("unknown --token-dtype", expected=TOKEN_DTYPES, got=repr(self.token_dtype))
         if self.workers < 0:
             raise BadInput("workers must be 0 (one a core) or more", got=self.workers)
         if not 0.0 <= self.min_coverage <= 1.0:
@@ -69,7 +77,9 @@ class ExtractSettings:
 
     def fingerprint_part(self) -> dict[str, Any]:
         """What the features depend on besides the encoder."""
+        cached = {"cache_blocks": self.cache_blocks, "token_dtype": self.token_dtype} if self.cache_blocks else {}
         return {
+            **cached,
             "sampling": RULE,
             "num_frames": self.num_frames,
             "decoder": self.decode_chain,

@@ -7,33 +7,68 @@ elsewhere, are left uncut.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
+    from pipeline.extract.activations import Captured
     from pipeline.extract.encoder import Encoder
 
 
 def embed_sentences(encoder: "Encoder", sentences: Sequence[str], batch_size: int) -> "torch.Tensor":
     """N sentences -> (N, D) float32 on the CPU."""
+    return encode_sentences(encoder, sentences, batch_size)[0]
+
+
+def encode_sentences(
+    encoder: "Encoder", sentences: Sequence[str], batch_size: int, cache_blocks: int = 0
+) -> "tuple[torch.Tensor, list[np.ndarray]]":
+    """N sentences -> embeddings (N, D) float32 on the CPU and, for `cache_blocks` > 0, what entered so many of the top
+    blocks: N arrays (length of the sentence, W) float16."""
     import torch
 
     distinct = list(dict.fromkeys(sentences))
     if not distinct:
-        return torch.zeros(0, encoder.dim)
-    tokens = encoder.tokenizer(distinct)
+        return torch.zeros(0, encoder.dim), []
+    tokens, lengths = tokenise(encoder, distinct)
     tower = cuttable_tower(encoder.model)
-    lengths = _lengths(tower, tokens) if tower is not None else torch.full((len(distinct),), tokens.shape[1])
     order = torch.argsort(lengths, stable=True)
     embeds = torch.empty(len(distinct), encoder.dim)
-    with torch.inference_mode():
+    activations: dict[int, np.ndarray] = {}
+    with torch.inference_mode(), _entering_top(encoder.model, cache_blocks) as captured:
         for rows in order.split(batch_size):
             batch = tokens[rows, : int(lengths[rows].max())].to(encoder.device)
             encoded = encoder.model.encode_text(batch) if tower is None else encode_cut(tower, batch)
             embeds[rows] = encoded.float().cpu()
+            if cache_blocks:
+                entered = captured.parts.pop().to(torch.float16).cpu().numpy()
+                activations |= {row: entered[n, : lengths[row]] for n, row in enumerate(rows.tolist())}
     row_of = {sentence: row for row, sentence in enumerate(distinct)}
-    return embeds[[row_of[sentence] for sentence in sentences]]
+    places = [row_of[sentence] for sentence in sentences]
+    return embeds[places], [activations[place] for place in places] if cache_blocks else []
+
+
+def tokenise(encoder: "Encoder", sentences: Sequence[str]) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Token ids (N, context) and how many of each row's can matter (N,): all, where the tower is not causal."""
+    import torch
+
+    tokens = encoder.tokenizer(list(sentences))
+    tower = cuttable_tower(encoder.model)
+    if tower is None:
+        return tokens, torch.full((len(tokens),), tokens.shape[1])
+    return tokens, _lengths(tower, tokens)
+
+
+def _entering_top(model: Any, cache_blocks: int) -> "AbstractContextManager[Captured]":
+    from pipeline.extract.activations import Captured, entering
+
+    if not cache_blocks:
+        return nullcontext(Captured())
+    transformer = getattr(model, "text", model).transformer
+    return entering(transformer.resblocks, cache_blocks, batch_first=transformer.batch_first)
 
 
 def cuttable_tower(model: Any) -> Any | None:

@@ -86,7 +86,11 @@ def choose_head(
         return open_head(Path(head_dir), chosen.store)
     runs = workspace.head_dirs(chosen.dataset)
     if run is None:
-        runs = [path for path in runs if read_json(path / "config.json")["encoder"] == chosen.store.settings]
+        runs = [
+            path
+            for path in runs
+            if read_json(path / "config.json")["encoder"] | chosen.store.cache_settings == chosen.store.settings
+        ]
         run = runs[-1].name if runs else ZERO_SHOT
     if run == ZERO_SHOT:
         config = HeadConfig(head="mean-pool", dim=chosen.store.dim)
@@ -110,7 +114,7 @@ def open_head(folder: Path, store: FeatureStore) -> ChosenHead:
             got=f"{store.dim}-d",
             fix="extract with the head's encoder, or train a head on these features",
         )
-    store.require(record["encoder"], f"use the head in {folder}")
+    store.require({**record["encoder"], **store.cache_settings}, f"use the head in {folder}")
     head = build_head(config)
     head.load_state_dict(weights)
     return ChosenHead(folder.name, head.eval(), record)

@@ -149,7 +149,7 @@ def publish_tuned(
     with atomic_write(clip_path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in encoder.model.state_dict().items()}, temporary)
     settings = {
-        **{name: value for name, value in chosen.store.settings.items() if name not in ("cache_blocks", "token_dtype")},
+        **{name: value for name, value in chosen.store.settings.items() if name not in chosen.store.cache_settings},
         "pretrained": clip_path.name,
         "weights_sha256": weights_digest(encoder.model),
     }

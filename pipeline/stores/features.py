@@ -144,6 +144,11 @@ class FeatureStore:
     def num_frames(self) -> int:
         return int(self.settings["num_frames"])
 
+    @property
+    def cache_settings(self) -> dict[str, Any]:
+        """The settings that say which activations are cached: no embedding depends on them."""
+        return {name: self.settings.get(name) for name in ("cache_blocks", "token_dtype") if name in self.settings}
+
     def require(self, settings: Mapping[str, Any], purpose: str) -> None:
         """Refuse to mix: FingerprintMismatch naming each setting that differs."""
         if difference := describe_difference(self.settings, settings):
