@@ -23,13 +23,14 @@ CONFIG = {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
-SENTENCES = [
-    "a dog",
-    "a man plays the guitar in front of a large crowd of people",
-    "a dog",
-    "",
-    "zwei Hunde 🐕 spielen",
-]
+TEXT_TOWERS: dict[str, dict] = {
+    "": {},
+    "-custom": {},
+    "-eos": {"pool_type": "eos", "eos_id": 49407},
+    "-last": {"pool_type": "last"},
+    "-bidirectional": {"no_causal_mask": True},
+}
+SENTENCES = ["a dog", "a man plays the guitar in front of a crowd of many people", "a dog", "", "zwei Hunde 🐕 spielen"]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -31,10 +31,9 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
         at = rng.randrange(len(changed))
         length = rng.randint(1, max(1, len(changed) // 8))
         if kind.startswith("flip"):
+            reach = min(len(changed), 600) if kind == "flip header" else len(changed)
             for _ in range(rng.randint(1, 40)):
-                changed[rng.randrange(min(len(changed), 600) if "header" in kind else len(changed))] = rng.randrange(
-                    256
-                )
+                changed[rng.randrange(reach)] = rng.randrange(256)
         elif kind == "cut":
             del changed[max(8, at) :]
         elif kind == "repeat":
