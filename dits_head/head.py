@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dits_head.aligners import build_aligner
 from dits_head.config import HeadConfig
 from dits_head.losses import contrastive_loss
-from dits_head.numerics import normalise
+from dits_head.numerics import normalise, tiles
 from dits_head.pooling import MeanPool, Pooled, Videos, XPool, clean
 from dits_head.samplers import Noise, keyed_noise, random_noise
 
@@ -78,8 +78,11 @@ class RetrievalHead(nn.Module):
         if self.config.needs_video:
             raise HeadNeedsVideo(f"head {self.config.head!r} cannot align a text alone: {self.config.needs_video}")
         self._check_width(text_embeds)
-        rows = [self._walk(tile, None)[-1][:n] for tile, n in _row_tiles(text_embeds.float(), ROWS)]
-        return torch.cat(rows) if rows else text_embeds.float()
+        text = text_embeds.float()
+        aligned = torch.empty_like(text)
+        for real, padded in tiles(len(text), ROWS, text.device):
+            aligned[real] = self._walk(text[padded], None)[-1][: len(aligned[real])]
+        return aligned
 
     @torch.no_grad()
     def prepare_texts(self, text_embeds: Tensor) -> Tensor:
@@ -104,14 +107,15 @@ class RetrievalHead(nn.Module):
             raise ValueError(f"frame_mask: video {empty[0]} has no frame ({len(empty)} such); leave it out of the set")
         if not len(frame_embeds):
             return self._prepare(frame_embeds, frame_mask)
-        tiles = zip(_row_tiles(frame_embeds, ROWS), _row_tiles(frame_mask, ROWS), strict=True)
-        return Videos.concatenate([self._prepare(frames, mask)[:n] for (frames, n), (mask, _) in tiles])
+        return Videos.concatenate(list(self._prepared_tiles(frame_embeds, frame_mask)))
 
     @torch.no_grad()
     def pool_video(self, frame_embeds: Tensor, frame_mask: Tensor) -> Tensor:
         """(V, F, D), (V, F) -> unit vectors (V, D) float32 that need no text, for an index: X-Pool's later layers on
         uniform attention weights; the mean for mean pooling."""
-        return self._uniform(self.prepare_videos(frame_embeds, frame_mask))
+        self._check_width(frame_embeds)
+        tiles = [self._uniform(tile) for tile in self._prepared_tiles(frame_embeds, frame_mask)]
+        return torch.cat(tiles) if tiles else frame_embeds.new_empty(0, self.config.dim, dtype=torch.float32)
 
     def score(self, text_embeds: Tensor, frame_embeds: Tensor, frame_mask: Tensor) -> Tensor:
         """Exact cosines of every text with every video, (T, D), (V, F, D), (V, F) -> sims (T, V) float32."""
@@ -126,11 +130,11 @@ class RetrievalHead(nn.Module):
         compared, query = self._split(texts)
         sims = compared.new_empty(len(texts), len(videos))
         rows, columns = PAIR_TILE if self.config.needs_video else TILE
-        for i, (text_index, n) in zip(range(0, len(texts), rows), _index_tiles(len(texts), rows), strict=True):
-            score = self._scorer(compared[text_index.to(texts.device)], query[text_index.to(texts.device)])
-            for j, (index, m) in zip(range(0, len(videos), columns), _index_tiles(len(videos), columns), strict=True):
-                tile = videos[j : j + columns] if m == columns else videos[index.to(texts.device)]
-                sims[i : i + n, j : j + m] = score(tile)[:m, :n].T
+        for real_texts, padded_texts in tiles(len(texts), rows, texts.device):
+            score = self._scorer(compared[padded_texts], query[padded_texts])
+            for real_videos, padded_videos in tiles(len(videos), columns, texts.device):
+                block = sims[real_texts, real_videos]
+                block.copy_(score(videos[padded_videos]).T[: block.shape[0], : block.shape[1]])
         return sims
 
     @torch.no_grad()
@@ -251,6 +255,10 @@ class RetrievalHead(nn.Module):
             return random_noise(text, generator) if self.config.noise_train else None
         return keyed_noise(text, self.config.noise_seed) if self.config.noise_eval else None
 
+    def _prepared_tiles(self, frame_embeds: Tensor, frame_mask: Tensor) -> Iterator[Videos]:
+        for real, padded in tiles(len(frame_embeds), ROWS, frame_embeds.device):
+            yield self._prepare(frame_embeds[padded], frame_mask[padded])[: len(frame_embeds[real])]
+
     def _prepare(self, frame_embeds: Tensor, frame_mask: Tensor) -> Videos:
         videos = self.pooling.prepare(frame_embeds, frame_mask)
         if self.config.head == "tmass":
@@ -300,15 +308,3 @@ class RetrievalHead(nn.Module):
 def build_head(config: HeadConfig) -> RetrievalHead:
     """The head that `config` describes, freshly initialised from torch's global generator."""
     return RetrievalHead(config)
-
-
-def _index_tiles(length: int, size: int) -> Iterator[tuple[Tensor, int]]:
-    """Row indices in tiles of exactly `size`, the last one padded by repeating the last row; and how many are real."""
-    for start in range(0, length, size):
-        yield torch.arange(start, start + size).clamp_(max=length - 1), min(size, length - start)
-
-
-def _row_tiles(x: Tensor, size: int) -> Iterator[tuple[Tensor, int]]:
-    """`x` cut along its first dimension by `_index_tiles`."""
-    for index, n in _index_tiles(len(x), size):
-        yield x[index.to(x.device)], n

@@ -1,8 +1,8 @@
-"""Two small things that every module needs."""
+"""Small things that several modules need."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -22,3 +22,11 @@ def float32(function: Function) -> Function:
 def normalise(x: Tensor) -> Tensor:
     """Unit L2 norm along the last dimension."""
     return F.normalize(x, dim=-1)
+
+
+def tiles(length: int, size: int, device: torch.device) -> Iterator[tuple[slice, slice | Tensor]]:
+    """Rows 0..length in tiles: the rows that are real, and exactly `size` rows, padded by repeating the last one."""
+    for start in range(0, length, size):
+        real = slice(start, min(start + size, length))
+        full = real.stop - start == size
+        yield real, real if full else torch.arange(start, start + size, device=device).clamp_(max=length - 1)
