@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dits_head.config import HeadConfig
 from dits_head.head import build_head
-from pipeline.retrieve.index import IndexSpec, build, normalised, training_rows
+from pipeline.retrieve.exact import normalised
+from pipeline.retrieve.index import IndexSpec, build, training_rows
 from pipeline.retrieve.scoring import Scorer
 from pipeline.retrieve.streaming import best_videos
 from pipeline.retrieve.twostage import IndexedGallery, evaluate_index
@@ -62,7 +63,7 @@ def compare_stages(videos: VideoFeatures, texts: np.ndarray, own: np.ndarray, sh
         for parameter in head.parameters():
             parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
     vectors, seconds = timed(lambda: pool_videos(head, videos))
-    print(f"pooled {len(videos)} videos in {seconds:.0f} s")
+    print(f"pooled {len(videos)} videos in {seconds:.0f} s", flush=True)
     scorer = Scorer(head, videos)
     best, exhaustive = timed(lambda: best_videos(scorer.grid(texts, own)))
     index = build(normalised(vectors).astype(np.float16), IndexSpec())

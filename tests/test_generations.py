@@ -84,6 +84,18 @@ def test_prune_keeps_what_is_live_and_what_is_read(store):
         store.prune(keep=0)
 
 
+def test_names_are_not_used_twice_after_a_rollback(store):
+    for count in (1, 2, 3):
+        with store.lock():
+            store.switch(write(store, some_rows([f"v{i}" for i in range(count)])))
+    store.rollback("gen-000002")
+    assert store.prune(keep=1) == ["gen-000001"], "what is newer than the live one stays"
+    with store.lock():
+        store.switch(write(store, some_rows(["a"])))
+    assert store.current() == "gen-000004"
+    assert store.prune(keep=1) == ["gen-000002", "gen-000003"]
+
+
 def test_failed_verification_leaves_nothing(store):
     def refuse(folder: Path) -> dict:
         assert (folder / "index.faiss").exists()

@@ -8,15 +8,14 @@ from hypothesis import strategies as st
 import pipeline.retrieve.index as index_module
 from pipeline.errors import BadInput, CorruptShard, UserError
 from pipeline.retrieve.choose import Need, choose
+from pipeline.retrieve.exact import exact_search, normalised
 from pipeline.retrieve.index import (
     IndexSpec,
     build,
-    exact_search,
     gpu_count,
     merge,
     needs_training,
     new_index,
-    normalised,
     read,
     search_shards,
 )

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import BadInput, UserError
-from pipeline.retrieve.index import IndexSpec, VectorIndex, build, exact_search, memory_bytes
+from pipeline.retrieve.exact import exact_search
+from pipeline.retrieve.index import IndexSpec, VectorIndex, build, memory_bytes
 from pipeline.retrieve.reindex import mean_recall
 
 Say = Callable[[str], None]

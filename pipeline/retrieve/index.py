@@ -24,6 +24,7 @@ from faiss.contrib.ondisk import merge_ondisk
 from numpy.typing import NDArray
 
 from pipeline.errors import BadInput, CorruptShard
+from pipeline.retrieve.exact import best_per_video, normalised
 
 Progress = Callable[[str], None]
 swig: Any = faiss  # the stubs of FAISS do not know the constructors that its Python layer adds
@@ -95,7 +96,7 @@ class VectorIndex:
             selector = swig.IDSelectorBitmap(np.packbits(wanted, bitorder="little"))
             scores, rows = self.index.search(queries, fetch, params=_masked(self.index, selector))
         videos = np.where(rows >= 0, self.owners[np.maximum(rows, 0)], -1)
-        return _best_per_video(scores, videos, k)
+        return best_per_video(scores, videos, k)
 
     def add(self, vectors: NDArray[Any], owners: NDArray[np.int64]) -> VectorIndex:
         """The index with more vectors (R', D) at its end. The FAISS object is shared with the old one, which is
@@ -196,35 +197,7 @@ def search_shards(
     found = [shard.search(queries, k) for shard in shards]
     scores, videos = np.concatenate([f[0] for f in found], axis=1), np.concatenate([f[1] for f in found], axis=1)
     order = np.argsort(-scores, axis=1, kind="stable")
-    return _best_per_video(np.take_along_axis(scores, order, 1), np.take_along_axis(videos, order, 1), k)
-
-
-def exact_search(
-    vectors: NDArray[Any], owners: NDArray[np.int64], queries: NDArray[Any], k: int, *, block: int = 65536
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The ground truth of every index: the k best videos by brute force, block by block, from any array or map."""
-    several = int(np.bincount(owners[owners >= 0]).max())
-    heap = faiss.ResultHeap(len(queries), min(k * several, int((owners >= 0).sum())), keep_max=True)
-    queries = normalised(queries)
-    for start in range(0, len(vectors), block):
-        alive = start + np.flatnonzero(owners[start : start + block] >= 0)
-        scores, rows = faiss.knn(
-            queries, normalised(vectors[alive]), min(heap.k, len(alive)), metric=faiss.METRIC_INNER_PRODUCT
-        )
-        heap.add_result(scores, alive[rows])
-    heap.finalize()
-    return _best_per_video(heap.D, owners[heap.I], k)
-
-
-def normalised(vectors: NDArray[Any]) -> NDArray[np.float32]:
-    """Unit rows (N, D) float32, in an array of their own. BadInput for NaN or a row of zeros."""
-    copy = np.array(vectors, dtype=np.float32, order="C", ndmin=2)
-    lengths = np.linalg.norm(copy, axis=1, keepdims=True)
-    if len(copy) and not (np.isfinite(lengths).all() and lengths.min() > 0):
-        bad = int(np.flatnonzero(~np.isfinite(lengths[:, 0]) | (lengths[:, 0] == 0))[0])
-        raise BadInput("a vector has no direction", expected="finite, not all zero", got=f"row {bad}")
-    copy /= lengths
-    return copy
+    return best_per_video(np.take_along_axis(scores, order, 1), np.take_along_axis(videos, order, 1), k)
 
 
 def needs_training(factory: str, dim: int) -> bool:
@@ -282,25 +255,6 @@ def _fill_on_disk(trained: Any, vectors: NDArray[Any], spec: IndexSpec, folder: 
     for shard_path in shards:
         Path(shard_path).unlink()
     return trained
-
-
-def _best_per_video(
-    scores: NDArray[Any], videos: NDArray[np.int64], k: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Rows are sorted by score: keep the first (best) entry of each video, k of them."""
-    order = np.argsort(videos, axis=1, kind="stable")
-    grouped = np.take_along_axis(videos, order, axis=1)
-    repeated = np.zeros(videos.shape, bool)
-    np.put_along_axis(repeated, order[:, 1:], grouped[:, 1:] == grouped[:, :-1], axis=1)
-    drop = repeated | (videos < 0)
-    front = np.argsort(drop, axis=1, kind="stable")[:, :k]
-    scores = np.where(drop, -np.inf, scores)
-    best, owners = np.take_along_axis(scores, front, 1), np.take_along_axis(np.where(drop, -1, videos), front, 1)
-    missing = k - best.shape[1]
-    if missing > 0:
-        best = np.pad(best, ((0, 0), (0, missing)), constant_values=-np.inf)
-        owners = np.pad(owners, ((0, 0), (0, missing)), constant_values=-1)
-    return best.astype(np.float32, copy=False), owners
 
 
 def _masked(index: Any, selector: Any) -> Any:

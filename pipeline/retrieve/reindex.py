@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import BadInput
-from pipeline.retrieve.index import IndexSpec, build, exact_search, needs_training, normalised, read
+from pipeline.retrieve.exact import exact_search, normalised
+from pipeline.retrieve.index import IndexSpec, build, needs_training, read
 from pipeline.stores.generations import Generation, GenerationStore
 from pipeline.stores.rows import Rows, build_rows, compacted, joined, without
 
@@ -64,9 +65,9 @@ class Reindexed:
     how: str
 
     def contract(self) -> dict[str, Any]:
-        """What `reindex --json` prints."""
-        names = ("generation", "added", "deleted", "total", "verified")
-        return {name: getattr(self, name) for name in names}
+        """What `reindex --json` prints; a generation that fails its verification never comes to be."""
+        names = ("generation", "added", "deleted", "total")
+        return {name: getattr(self, name) for name in names} | {"verified": bool(self.verified)}
 
 
 @dataclass(frozen=True)

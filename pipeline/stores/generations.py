@@ -241,7 +241,7 @@ class GenerationStore:
     def rollback(self, name: str | None = None) -> str:
         """Make the generation before the live one (or a named one) live; returns its name."""
         live = self.current()
-        earlier = [n for n in self.names() if live is not None and int(n[4:]) < int(live[4:])]
+        earlier = self._before(live)
         if name is None and not earlier:
             raise MissingData(f"no generation before {live} in {self.root}", fix="see `reindex --list`")
         target = name or earlier[-1]
@@ -250,17 +250,24 @@ class GenerationStore:
         return target
 
     def prune(self, keep: int = 2) -> list[str]:
-        """Remove all but the live generation and the ``keep - 1`` newest others; skips what a reader holds. Returns
-        names."""
+        """Remove generations older than the live one, but for the ``keep - 1`` newest of them; skips what a reader
+        holds.
+
+        Newer ones (after a rollback) stay until a newer one is live, so no name and no video's number is used twice.
+        """
         if keep < 1:
             raise BadInput("prune must keep the live generation", expected="keep >= 1", got=keep)
         removed = []
         with self.lock():
-            others = [name for name in self.names() if name != self.current()]
-            for name in others[: max(0, len(others) - (keep - 1))]:
+            older = self._before(self.current())
+            for name in older[: max(0, len(older) - (keep - 1))]:
                 if self._remove(self.root / name):
                     removed.append(name)
         return removed
+
+    def _before(self, live: str | None) -> list[str]:
+        """Generations older than the live one, oldest first."""
+        return [name for name in self.names() if live is not None and int(name[4:]) < int(live[4:])]
 
     def _remove(self, path: Path) -> bool:
         """Move a generation out of sight, then delete it; False if a reader holds it."""
