@@ -1,0 +1,190 @@
+"""Corpora that are no plain folder: WebDataset tars, lists of paths or URLs, and whatever fsspec can list (s3://…).
+
+Each becomes the same manifest. Nothing is copied here: an entry names a URL, or where in a tar its bytes lie, and the
+decoding process fetches one clip at a time (fetch.py). Captions come from a list's `caption` column, or from a tar's
+`.txt` and `.json` members of the same key. Own folders are pipeline.datasets.folder's business.
+"""
+
+import json
+import os
+import posixpath
+import tarfile
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pipeline.errors import BadInput, MissingData
+from pipeline.extract.driver import SKIPPED
+from pipeline.extract.fetch import member_source
+from pipeline.stores.manifest import SPLITS, Manifest, VideoEntry
+
+VIDEO_SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("mp4", "mkv", "webm", "avi", "mov", "m4v", "mpg", "mpeg", "wmv", "flv", "3gp", "3g2", "mts", "m2ts", "ts"),
+        *("ogv", "ogg", "asf", "vob", "gif", "mxf", "ivf", "h264", "h265", "264", "265"),
+    )
+)
+_LISTS = (".csv", ".jsonl", ".parquet")
+_CAPTION_BYTES = 1 << 20
+
+
+def read_source(source: str, name: str) -> Manifest:
+    """`source`: a .tar or a pattern of tars, a list (.csv, .jsonl, .parquet), or a folder's URL. Local or remote.
+
+    Raises MissingData when there is nothing, BadInput on what cannot be read.
+    """
+    if source.endswith(".tar"):
+        return tar_manifest(source, name)
+    if source.endswith(_LISTS):
+        return list_manifest(source, name)
+    return url_manifest(source, name)
+
+
+def url_manifest(url: str, name: str) -> Manifest:
+    """Every video below a URL; what by its extension is none is counted as skipped."""
+    files = _listed(url.rstrip("/") + "/**")
+    root = url.rstrip("/")
+    entries, skipped = [], []
+    for file in files:
+        relative = file.removeprefix(root).lstrip("/")
+        suffix = posixpath.splitext(file)[1].lower()
+        if suffix in VIDEO_SUFFIXES:
+            entries.append(VideoEntry(relative, relative, "corpus"))
+        else:
+            skipped.append({"path": relative, "reason": f"{suffix or 'a name without extension'} is no video"})
+    if not entries:
+        raise MissingData(f"{url} holds no videos", got=f"{len(files)} files", fix="name the folder that holds them")
+    return Manifest(name, root, tuple(entries), {"dataset": name, SKIPPED: skipped})
+
+
+def tar_manifest(pattern: str, name: str) -> Manifest:
+    """WebDataset: members that share their name up to its first dot are one sample."""
+    entries: list[VideoEntry] = []
+    skipped: list[dict[str, str]] = []
+    for tar in _listed(pattern):
+        for key, members in _samples(tar):
+            videos = [member for member in members if member.suffix in VIDEO_SUFFIXES]
+            if not videos:
+                reason = f"no video among {', '.join(member.suffix for member in members)}"
+                skipped.append({"path": f"{tar}#{key}", "reason": reason})
+                continue
+            captions = tuple(text for member in members for text in member.captions)
+            path = member_source(tar, videos[0].offset, videos[0].size)
+            entries.append(VideoEntry(key, path, "test" if captions else "corpus", captions))
+    if not entries:
+        raise MissingData(f"{pattern} holds no videos", fix="name WebDataset tars, such as 'shards/*.tar'")
+    root = "" if "://" in pattern else os.getcwd()
+    return Manifest(name, root, tuple(entries), {"dataset": name, SKIPPED: skipped})
+
+
+def list_manifest(source: str, name: str) -> Manifest:
+    """Columns path, and optionally video_id (else the path), caption, split, start, end; a row a caption.
+
+    Paths are URLs, or relative to the list; a local path that leaves the list's folder is refused.
+    """
+    import fsspec
+    import pyarrow.csv
+    import pyarrow.json
+    import pyarrow.parquet
+
+    readers = {".csv": pyarrow.csv.read_csv, ".jsonl": pyarrow.json.read_json, ".parquet": pyarrow.parquet.read_table}
+    try:
+        with fsspec.open(source, "rb") as file:
+            rows = readers[posixpath.splitext(source)[1]](file).to_pylist()
+    except FileNotFoundError:
+        raise MissingData(f"there is no list {source}") from None
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise BadInput(f"{source} cannot be read ({error})", expected="a table with a column path") from None
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for number, row in enumerate(rows, 1):
+        if not row.get("path"):
+            raise BadInput(f"{source}, row {number}: no path", expected="columns path, video_id, caption")
+        grouped.setdefault(str(row.get("video_id") or row["path"]), []).append(row)
+    root = posixpath.dirname(source) if "://" in source else os.path.dirname(os.path.abspath(source))
+    entries = tuple(_list_entry(video_id, group, root, source) for video_id, group in grouped.items())
+    if not entries:
+        raise MissingData(f"{source} has no rows")
+    return Manifest(name, root, entries, {"dataset": name})
+
+
+def _list_entry(video_id: str, rows: list[dict[str, Any]], root: str, source: str) -> VideoEntry:
+    first = rows[0]
+    path = _allowed(str(first["path"]), root, f"{source}, video {video_id!r}")
+    captions = tuple(str(row["caption"]) for row in rows if row.get("caption"))
+    split = first.get("split") or ("test" if captions else "corpus")
+    if split not in SPLITS:
+        raise BadInput(f"{source}, video {video_id!r}: unknown split", expected=SPLITS, got=repr(split))
+    start, end = (None if first.get(key) is None else float(first[key]) for key in ("start", "end"))
+    return VideoEntry(video_id, path, str(split), captions, start, end)
+
+
+def _allowed(path: str, root: str, where: str) -> str:
+    """A URL as it is, a local path relative to the list's folder."""
+    if "://" in path and not path.startswith(("file://", "local://")):
+        return path
+    inside = os.path.normpath(os.path.join(root, path))
+    if "://" in path or ("://" not in root and os.path.relpath(inside, root).split(os.sep)[0] == ".."):
+        raise BadInput(f"{where}: path {path!r} leaves the list's folder", fix="use URLs, or paths inside that folder")
+    return path if "://" in root else os.path.relpath(inside, root)
+
+
+# -- tars
+
+
+class _Member:
+    def __init__(self, info: tarfile.TarInfo, suffix: str, captions: tuple[str, ...]):
+        self.offset, self.size, self.suffix, self.captions = info.offset_data, info.size, suffix, captions
+
+
+def _samples(tar: str) -> Iterator[tuple[str, list[_Member]]]:
+    """(key, members) in the order of the tar. Only headers and captions are read."""
+    import fsspec
+
+    samples: dict[str, list[_Member]] = {}
+    try:
+        with fsspec.open(tar, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            for info in archive:
+                if info.isfile():
+                    folder, base = posixpath.split(info.name)
+                    stem, _, suffix = base.partition(".")
+                    captions = _captions(archive, info, suffix)
+                    key = posixpath.join(folder, stem)
+                    samples.setdefault(key, []).append(_Member(info, f".{suffix.lower()}", captions))
+    except tarfile.TarError as error:
+        raise BadInput(f"{tar} is no tar ({error})", fix="give uncompressed WebDataset tars") from None
+    yield from samples.items()
+
+
+def _captions(archive: tarfile.TarFile, info: tarfile.TarInfo, suffix: str) -> tuple[str, ...]:
+    if suffix not in ("txt", "json") or info.size > _CAPTION_BYTES:
+        return ()
+    member = archive.extractfile(info)
+    assert member is not None
+    text = member.read().decode(errors="replace")
+    if suffix == "txt":
+        return tuple(line.strip() for line in text.splitlines() if line.strip())
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return ()
+    found = value.get("caption", value.get("captions", ())) if isinstance(value, dict) else ()
+    return tuple(_strings([found] if isinstance(found, str) else found))
+
+
+def _strings(values: Any) -> Iterable[str]:
+    return (value.strip() for value in values if isinstance(value, str) and value.strip())
+
+
+def _listed(pattern: str) -> list[str]:
+    """Files that match, sorted, with their protocol."""
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(pattern)
+    try:
+        found = filesystem.glob(path) if "*" in path else [path] if filesystem.exists(path) else []
+    except OSError as error:
+        raise MissingData(f"{pattern} cannot be listed ({error})", fix="check the URL and your credentials") from None
+    files = [name for name in found if not filesystem.isdir(name)]
+    if not files:
+        raise MissingData(f"nothing at {pattern}", fix="check the path")
+    return sorted(filesystem.unstrip_protocol(name) if "://" in pattern else name for name in files)

@@ -1,0 +1,190 @@
+"""Tars, lists and remote stores: the same clips give the same features wherever they lie."""
+
+import csv
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+from clip_maker import PlainEncoder, make_clip
+
+from pipeline.errors import BadInput, MissingData
+from pipeline.extract.benchmark import benchmark
+from pipeline.extract.driver import extract
+from pipeline.extract.fetch import local_file
+from pipeline.extract.inputs import read_source
+from pipeline.extract.limits import DecodeFailure, Limits
+from pipeline.extract.settings import ExtractSettings
+from pipeline.stores.features import FeatureStore
+from pipeline.stores.manifest import Manifest, VideoEntry
+
+SETTINGS = ExtractSettings(num_frames=4, workers=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    for number in range(4):
+        make_clip(folder / f"clip{number}.mp4", 20, first=100 * number)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder, tmp_path_factory) -> dict[str, bytes]:
+    entries = tuple(VideoEntry(f"clip{n}", f"clip{n}.mp4", "corpus") for n in range(4))
+    return embeddings(Manifest("plain", str(folder), entries), tmp_path_factory.mktemp("plain"))
+
+
+def embeddings(manifest: Manifest, place: Path) -> dict[str, bytes]:
+    report = extract(manifest, place / "store", SETTINGS, encoder=PlainEncoder(), progress=False)  # type: ignore[arg-type]
+    assert report.failed == 0, FeatureStore.open(place / "store").failures()
+    videos = FeatureStore.open(place / "store").videos()
+    names = [Path(video_id).name.removesuffix(".mp4") for video_id in videos.video_ids]
+    return {name: row.tobytes() for name, row in zip(names, videos.frame_embeds, strict=True)}
+
+
+def make_tar(path: Path, folder: Path, numbers: range) -> None:
+    with tarfile.open(path, "w") as archive:
+        for number in numbers:
+            archive.add(folder / f"clip{number}.mp4", f"clip{number}.mp4")
+            for suffix, text in [("txt", f"clip {number}\n"), ("json", json.dumps({"captions": ["from json"]}))]:
+                info = tarfile.TarInfo(f"clip{number}.{suffix}")
+                info.size = len(text)
+                archive.addfile(info, io.BytesIO(text.encode()))
+        only_text = tarfile.TarInfo("lonely.txt")
+        archive.addfile(only_text, io.BytesIO())
+
+
+def test_webdataset_tars(folder, expected, tmp_path):
+    make_tar(tmp_path / "a-0.tar", folder, range(2))
+    make_tar(tmp_path / "a-1.tar", folder, range(2, 4))
+    manifest = read_source(str(tmp_path / "a-*.tar"), "tars")
+    assert [entry.captions for entry in manifest.entries] == [(f"clip {n}", "from json") for n in range(4)]
+    assert len(manifest.protocol["skipped_files"]) == 2
+    assert embeddings(manifest, tmp_path) == expected
+
+
+def test_a_file_that_is_no_tar_is_refused(tmp_path):
+    (tmp_path / "x.tar").write_bytes(b"not a tar" * 200)
+    with pytest.raises(BadInput, match="no tar"):
+        read_source(str(tmp_path / "x.tar"), "tars")
+    with pytest.raises(MissingData, match="nothing at"):
+        read_source(str(tmp_path / "y*.tar"), "tars")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_lists(folder, expected, tmp_path, suffix):
+    rows = [{"video_id": f"clip{n}", "path": f"clip{n}.mp4", "caption": f"caption {c}"} for n in range(4) for c in "ab"]
+    path = folder / f"list{suffix}"
+    if suffix == ".csv":
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    elif suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    manifest = read_source(str(path), "list")
+    assert manifest.entries[1].captions == ("caption a", "caption b")
+    assert embeddings(manifest, tmp_path) == expected
+
+
+@pytest.mark.parametrize("path", ["../outside.mp4", "/etc/passwd", "a/../../b.mp4", "file:///etc/passwd"])
+def test_paths_that_leave_the_folder_are_refused(tmp_path, path):
+    (tmp_path / "list.csv").write_text(f"video_id,path\nv,{path}\n")
+    with pytest.raises(BadInput, match="leaves"):
+        read_source(str(tmp_path / "list.csv"), "list")
+
+
+def test_fetching_is_bounded_and_leaves_nothing_behind(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    url = f"file://{folder}/clip0.mp4"
+    with (
+        pytest.raises(DecodeFailure, match="the limit is 100") as failure,
+        local_file(url, Limits(max_fetch_bytes=100)),
+    ):
+        pass
+    assert failure.value.kind == "TooLarge"
+    with local_file(url, Limits()) as path:
+        assert Path(path).read_bytes() == (folder / "clip0.mp4").read_bytes()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory):
+    """A real S3 server on this machine."""
+    pytest.importorskip("s3fs", reason="s3fs is not installed (extra s3)")
+    pytest.importorskip("moto", reason="moto, the S3 server of this test, is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    keys = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**keys, "AWS_DEFAULT_REGION": "us-east-1"}.items():
+            patch.setenv(name, value)
+        try:
+            end = time.monotonic() + 60
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                    break
+                except OSError:
+                    assert time.monotonic() < end, "the S3 server did not start"
+                    time.sleep(0.1)
+            yield
+        finally:
+            server.kill()
+            server.wait()
+
+
+def test_s3_folders_and_tars(folder, expected, tmp_path, s3):
+    import fsspec
+
+    filesystem = fsspec.filesystem("s3", skip_instance_cache=True)
+    filesystem.mkdir("corpus")
+    for number in range(4):
+        filesystem.put(str(folder / f"clip{number}.mp4"), f"corpus/videos/deep/clip{number}.mp4")
+    filesystem.pipe("corpus/videos/notes.txt", b"not a video")
+    make_tar(tmp_path / "a.tar", folder, range(4))
+    filesystem.put(str(tmp_path / "a.tar"), "corpus/a.tar")
+    manifest = read_source("s3://corpus/videos", "remote")
+    assert [row["path"] for row in manifest.protocol["skipped_files"]] == ["notes.txt"]
+    assert embeddings(manifest, tmp_path / "files") == expected
+    assert embeddings(read_source("s3://corpus/a.tar", "tar"), tmp_path / "tar") == expected
+
+
+def test_a_remote_file_that_is_gone_is_a_failure_row(tmp_path):
+    entries = (VideoEntry("v", f"file://{tmp_path}/gone.mp4", "corpus"),)
+    report = extract(
+        Manifest("gone", "", entries), tmp_path / "store", SETTINGS, encoder=PlainEncoder(), progress=False
+    )  # type: ignore[arg-type]
+    assert report.failure_classes == {"MissingFile": 1}
+
+
+def test_the_benchmark_names_what_bounds_the_run(folder):
+    entries = tuple(VideoEntry(f"clip{n}", f"clip{n}.mp4", "corpus") for n in range(4))
+    rates = benchmark(Manifest("plain", str(folder), entries), SETTINGS, encoder=PlainEncoder())  # type: ignore[arg-type]
+    assert (rates.clips, rates.frames, rates.failed) == (4, 16, 0)
+    assert rates.bound == "decoding"  # the stand-in encoder costs nothing
+    assert "whole / slower part" in str(rates)
+    assert not [
+        name for name in os.listdir("/tmp") if name.startswith("benchmark-") and os.path.isdir(f"/tmp/{name}/store")
+    ]
