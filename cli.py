@@ -388,9 +388,8 @@ def reindex(
     place = Workspace.locate(workspace)
     store = retrieval.generations(place, name or retrieval.only_corpus(place))
     if list_:
-        live = store.current()
         lines = [
-            f"{'*' if row['name'] == live else ' '} {row['name']}  {row['videos']} videos  {row['how']}"
+            f"{'*' if row['live'] else ' '} {row['generation']}  {row['videos']} videos  {row['how']}"
             for row in store.records()
         ]
         show(store.records(), as_json, "\n".join(lines))
