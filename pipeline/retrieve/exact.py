@@ -35,11 +35,11 @@ def exact_search(
 def normalised(vectors: NDArray[Any]) -> NDArray[np.float32]:
     """Unit rows (N, D) float32, in an array of their own. BadInput for NaN or a row of zeros."""
     copy = np.array(vectors, dtype=np.float32, order="C", ndmin=2)
-    lengths = np.linalg.norm(copy, axis=1, keepdims=True)
-    if len(copy) and not (np.isfinite(lengths).all() and lengths.min() > 0):
-        bad = int(np.flatnonzero(~np.isfinite(lengths[:, 0]) | (lengths[:, 0] == 0))[0])
-        raise BadInput("a vector has no direction", expected="finite, not all zero", got=f"row {bad}")
-    copy /= lengths
+    squares = np.einsum("nd,nd->n", copy, copy)  # no second (N, D) array, as np.linalg.norm would make
+    bad = np.flatnonzero(~np.isfinite(squares) | (squares == 0))
+    if len(bad):
+        raise BadInput("a vector has no direction", expected="finite, not all zero", got=f"row {bad[0]}")
+    copy *= (1 / np.sqrt(squares))[:, None]
     return copy
 
 
