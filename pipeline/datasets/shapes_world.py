@@ -107,15 +107,16 @@ def pick(rng: Random, options: Sequence[T]) -> T:
 
 
 def make_clip(seed: int, split: str, index: int) -> Clip:
-    """The clip number `index` of a split; depends on nothing else."""
+    """The clip number `index` of a split; depends on nothing else. One scene, anywhere in it, lasts longest."""
     rng = Random(f"shapes/{seed}/{split}/{index}")
-    num_scenes = pick(rng, (1, 2, 2, 3, 3))
-    shortest = {1: 24, 2: 14, 3: 10}[num_scenes]
+    num_scenes = pick(rng, (1, 1, 2, 2, 3))
+    longest = int(rng.random() * num_scenes)
     scenes = []
-    for _ in range(num_scenes):
+    for number in range(num_scenes):
         # A clip of one scene has two objects: with one, its captions could not tell it from others.
-        num_objects = 2 if num_scenes == 1 else pick(rng, (1, 2))
-        scenes.append(make_scene(rng, num_objects, num_frames=shortest + int(rng.random() * 7)))
+        num_objects = 2 if num_scenes == 1 else pick(rng, (1, 2, 2))
+        num_frames = 18 + int(rng.random() * 7) if number == longest else 6 + int(rng.random() * 4)
+        scenes.append(make_scene(rng, num_objects, num_frames))
     return Clip(tuple(scenes))
 
 
@@ -209,25 +210,22 @@ def clip_captions(seed: int, split: str, index: int, count: int = 4) -> tuple[st
 
 
 def _part_caption(rng: Random, clip: Clip) -> str:
-    """Two scenes in order, two objects of one scene, or one object in detail, as chance and the clip allow."""
-    pairs = [scene.objects for scene in clip.scenes if len(scene.objects) == 2]
-    kinds = ["detail"] + ["pair", "pair"] * bool(pairs) + ["order", "order"] * (len(clip.scenes) > 1)
-    kind = pick(rng, kinds)
-    if kind == "order":
+    """Two scenes in order, or the scene of a random moment: its two objects, or its only one in detail."""
+    if len(clip.scenes) > 1 and rng.random() < 0.25:
         first, later = pick(rng, list(combinations(clip.scenes, 2)))
         return f"{_moving(rng, pick(rng, first.objects))}, then {_moving(rng, pick(rng, later.objects))}"
-    if kind == "pair":
-        one, other = pick(rng, list(permutations(pick(rng, pairs))))
-        return f"{_moving(rng, one)} while {_moving(rng, other)}"
-    scene = pick(rng, clip.scenes)
-    item = pick(rng, scene.objects)
+    scene = pick(rng, [scene for scene in clip.scenes for _ in range(scene.num_frames)])
     ground = _word(rng, BACKGROUNDS, scene.background)
-    return f"{_moving(rng, item, sized=True)} before {_article(ground)} backdrop"
+    before = f" before {_article(ground)} backdrop"
+    if len(scene.objects) == 1:
+        return _moving(rng, scene.objects[0]) + before
+    one, other = pick(rng, list(permutations(scene.objects)))
+    return f"{_moving(rng, one)} while {_moving(rng, other)}{before if rng.random() < 0.5 else ''}"
 
 
-def _moving(rng: Random, item: Object, sized: bool = False) -> str:
+def _moving(rng: Random, item: Object) -> str:
     words = [_word(rng, COLOURS, item.colour), _word(rng, SHAPES, item.shape)]
-    if sized and item.motion not in ("grow", "shrink"):
+    if rng.random() < 0.3 and item.motion not in ("grow", "shrink"):
         words.insert(0, _word(rng, SIZES, item.size))
     return f"{_article(' '.join(words))} {pick(rng, MOTIONS[item.motion])}"
 
