@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from itertools import combinations, permutations
+from itertools import combinations, permutations, product
 from pathlib import Path
 from random import Random
 
@@ -37,26 +37,26 @@ def read_object(text):
 
 def read_caption(caption):
     """What a caption claims: a key that `claims` of every clip of which it is true contains."""
-    if ", then " in caption:
-        return ("order", *(read_object(part) for part in caption.split(", then ")))
-    if " while " in caption:
-        return ("pair", *(read_object(part) for part in caption.split(" while ")))
-    part, ground = re.fullmatch(r"(.+) before an? ([a-z]+) backdrop", caption).groups()
-    return ("detail", read_object(part), BACKGROUND[ground])
+    shown, ground = re.fullmatch(r"(.+?)(?: before an? ([a-z]+) backdrop)?", caption).groups()
+    if ", then " in shown:
+        return ("order", *(read_object(part) for part in shown.split(", then ")))
+    parts = [read_object(part) for part in shown.split(" while ")]
+    return ("scene", *parts, BACKGROUND[ground] if ground else None)
 
 
 def claims(clip):
-    """Everything that captions could truly say of a clip."""
+    """Everything that captions could truly say of a clip; None stands for what is left unsaid."""
 
-    def named(item, size=None):
-        return item.colour, item.shape, item.motion, size
+    def named(*items):
+        return product(*([(o.colour, o.shape, o.motion, size) for size in (o.size, None)] for o in items))
 
     found = set()
     for scene in clip.scenes:
-        found |= {("detail", named(o, size), scene.background) for o in scene.objects for size in (o.size, None)}
-        found |= {("pair", named(one), named(other)) for one, other in permutations(scene.objects, 2)}
+        for items in (*permutations(scene.objects, 1), *permutations(scene.objects, 2)):
+            found |= {("scene", *said, ground) for said in named(*items) for ground in (scene.background, None)}
     for first, later in combinations(clip.scenes, 2):
-        found |= {("order", named(one), named(other)) for one in first.objects for other in later.objects}
+        for pair in product(first.objects, later.objects):
+            found |= {("order", *said) for said in named(*pair)}
     return found
 
 
@@ -113,12 +113,12 @@ def test_frame_captions_use_canonical_words_only():
 
 # ---------------------------------------------------------------------------------------------------------- the clips
 
-GOLDEN_OBJECTS = [("yellow", "circle", "grow"), ("purple", "square", "orbit")]
+GOLDEN_OBJECTS = [("brown", "circle", "rest"), ("pink", "square", "grow")]
 GOLDEN_CAPTIONS = (
-    "a purple square goes round and round while a yellow circle swells",
-    "a lemon ball swells before a midnight backdrop",
-    "a purple box loops around while a yellow circle expands",
-    "a yellow circle swells while a lavender square loops around",
+    "a pink square swells while a tiny brown circle rests before a plum backdrop",
+    "a pink box grows while a little chocolate disc rests before a mulberry backdrop",
+    "a chestnut circle stands still while a pink block grows",
+    "a chestnut circle stands still while a salmon box grows before a plum backdrop",
 )
 
 
