@@ -5,8 +5,9 @@
 Clips are made on the fly (640 x 360, 10 s and 60 s: H.264 with groups of 250 and of 30, HEVC, VP9). Every decoder runs
 on one thread, takes the same frame numbers, and resizes with the same code; the decoders take turns, round by round,
 and the fastest round counts. Milliseconds are of processor time, children included: on one core that is what a clock
-shows, and it does not change when other programs share the machine. `ffmpeg` is the plain way: one process, `select` by number, raw frames through a pipe.
-torchcodec (0.13 beside a CPU build of torch) takes part if it can be imported. Prints a markdown table.
+shows, and it does not change when other programs share the machine. `ffmpeg` is the plain way: one process, `select`
+by number, raw frames through a pipe. torchcodec (0.13 beside a CPU build of torch) takes part if it can be imported.
+Prints a markdown table.
 """
 
 import argparse
