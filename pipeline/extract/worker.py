@@ -58,6 +58,7 @@ class Job:
 def main() -> None:
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides when we stop
+    os.nice(5)  # where encoder and decoders share the cores, a waiting encoder costs more than a waiting decoder
     connection = Connection(int(sys.argv[1]))
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the driver has gone
         serve(connection)
