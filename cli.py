@@ -11,6 +11,7 @@ enough (coverage, verification), 2 a mistake in what was given, 130 interrupted.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ import typer.core
 
 from pipeline.config import Workspace
 from pipeline.errors import BadInput, UserError
+
+# Threads of OpenMP that wait must not spin: stage 1 shares the cores with decoding processes. Read when torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 class Commands(typer.core.TyperGroup):
@@ -114,6 +118,10 @@ def extract(
         str | None, typer.Option("--dataset", help="shapes, msrvtt, msvd, lsmdc, didemo, vatex, charades, activitynet")
     ] = None,
     videos: Annotated[Path | None, typer.Option(help="Folder of videos (your own, or the data set's)")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(help="Instead of a folder: a list (.csv, .jsonl, .parquet), a .tar, s3://..., any fsspec URL"),
+    ] = None,
     annotations: Annotated[Path | None, typer.Option(help="Folder of the data set's annotation files")] = None,
     captions: Annotated[Path | None, typer.Option(help="Captions of your own videos: .csv, .parquet or .jsonl")] = None,
     option: Annotated[list[str] | None, typer.Option(help="An option of the data set, name=value; repeatable")] = None,
@@ -140,6 +148,13 @@ def extract(
     token_dtype: Annotated[str, typer.Option(help="The cache's type: float16, or int8 at half the size")] = "float16",
     yes: Annotated[bool, typer.Option("--yes", help="Start even if the cache may not fit on the disk")] = False,
     wait: Annotated[float, typer.Option(help="Seconds to wait for another process writing to the store")] = 0.0,
+    max_seconds: Annotated[
+        float, typer.Option(help="A video that takes longer is stopped and counted as failed")
+    ] = 120.0,
+    max_duration: Annotated[float, typer.Option(help="Longest video in seconds")] = 14400.0,
+    benchmark: Annotated[
+        bool, typer.Option("--benchmark", help="Only measure: decoding, encoding, both, and which one bounds the run")
+    ] = False,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -150,13 +165,16 @@ def extract(
     \b
         python cli.py extract --dataset shapes
         python cli.py extract --videos my_clips/ --captions captions.csv
+        python cli.py extract --source s3://bucket/clips
+        python cli.py extract --videos my_clips/ --benchmark
         python cli.py extract --dataset msrvtt --videos /data/msrvtt --annotations /data/msrvtt_csv \\
             --model ViT-B-32 --pretrained openai
         python cli.py extract --preset msrvtt-b32 --videos /data/msrvtt --annotations /data/msrvtt_csv
         python cli.py extract --dataset vatex --retry-failed all
     """
+    from pipeline.extract.limits import Limits
     from pipeline.extract.settings import ExtractSettings
-    from pipeline.flows.extract import dataset_manifest, extract_manifest
+    from pipeline.flows.extract import dataset_manifest, extract_manifest, measure_rates, source_manifest
 
     place = Workspace.locate(workspace)
     options: dict[str, Any] = dict(pairs(option, "--option"))
@@ -185,8 +203,16 @@ def extract(
         cache_blocks=cache_blocks,
         token_dtype=token_dtype,
         accept_size=yes,
+        limits=Limits(max_seconds=max_seconds, max_duration=max_duration),
     )
-    manifest = dataset_manifest(place, dataset, videos, annotations, captions, options)
+    if source:
+        manifest = source_manifest(source)
+    else:
+        manifest = dataset_manifest(place, dataset, videos, annotations, captions, options)
+    if benchmark:
+        rates = measure_rates(manifest, settings)
+        show(rates.to_json(), as_json, str(rates))
+        return
     report = extract_manifest(place, manifest, settings)
     text = (
         f"{report.inputs} inputs = {report.done} done + {report.failed} failed + {report.skipped} skipped\n"
@@ -268,7 +294,12 @@ def train_head(
 
 @app.command()
 def index(
-    factory: Annotated[str, typer.Option(help="Any FAISS factory string: Flat, HNSW32, IVF1024,SQ8, ...")] = "Flat",
+    factory: Annotated[
+        str | None, typer.Option(help="Any FAISS factory string: Flat, HNSW32, IVF1024,SQ8, ... [default: Flat]")
+    ] = None,
+    recall: Annotated[float | None, typer.Option(help="Choose by need: recall@10 against exact search, 0 to 1")] = None,
+    memory: Annotated[str | None, typer.Option(help="Choose by need: bytes of the index, such as 2GB")] = None,
+    latency_ms: Annotated[float | None, typer.Option(help="Choose by need: milliseconds of one query alone")] = None,
     search_: Annotated[
         list[str] | None, typer.Option("--search", help="A search parameter, such as efSearch=128; repeatable")
     ] = None,
@@ -285,17 +316,28 @@ def index(
 
     \b
         python cli.py index
+        python cli.py index --recall 0.99 --memory 2GB --latency-ms 5
         python cli.py index --factory HNSW32 --search efSearch=128
         python cli.py index --run zero-shot
     """
     from pipeline.flows.choose import choose_head, choose_store
-    from pipeline.flows.retrieval import build_corpus_index
+    from pipeline.flows.retrieval import build_corpus_index, choose_spec
+    from pipeline.retrieve.choose import Need
     from pipeline.retrieve.index import IndexSpec
 
     place = Workspace.locate(workspace)
     chosen = choose_store(place, dataset, encoder)
     head = choose_head(place, chosen, run, head_dir)
-    spec = IndexSpec(factory, numbers(pairs(search_, "--search"), "--search"), on_disk=on_disk)
+    by_need = [value for value in (recall, memory, latency_ms) if value is not None]
+    if by_need and (factory or search_):
+        raise BadInput(
+            "--factory and a need exclude each other", fix="give --recall, --memory, --latency-ms, or --factory"
+        )
+    if by_need:
+        need = Need(0.95 if recall is None else recall, size_in_bytes(memory) if memory else None, latency_ms)
+        spec = choose_spec(chosen, head, need, gpu=gpu, say=say)
+    else:
+        spec = IndexSpec(factory or "Flat", numbers(pairs(search_, "--search"), "--search"), on_disk=on_disk)
     result = build_corpus_index(place, chosen, head, spec, gpu=gpu, say=say)
     show(result.contract(), as_json, f"{chosen.dataset} {result.generation}: {result.total} videos, head {head.run}")
 
@@ -309,6 +351,9 @@ def evaluate(
     shortlist: Annotated[int, typer.Option(help="Candidates that the index hands to exact re-ranking")] = 50,
     dual_softmax: Annotated[bool, typer.Option("--dual-softmax", help="Add a row with dual softmax")] = False,
     query_bank: Annotated[bool, typer.Option("--query-bank", help="Add a row with query-bank normalisation")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write report.html: tables, curves, worst queries in pictures")
+    ] = False,
     run: RunOption = None,
     head_dir: HeadDirOption = None,
     dataset: DatasetOption = None,
@@ -320,7 +365,7 @@ def evaluate(
 
     \b
         python cli.py evaluate
-        python cli.py evaluate --index
+        python cli.py evaluate --index --report
         python cli.py evaluate --run zero-shot --memory-limit 500MB
     """
     from pipeline.flows.choose import choose_head, choose_store
@@ -332,7 +377,9 @@ def evaluate(
     head = choose_head(place, chosen, run, head_dir)
     post = [name for name, wanted in (("dual-softmax", dual_softmax), ("query-bank", query_bank)) if wanted]
     options = Options(ties=ties, memory_limit=size_in_bytes(memory_limit), post=post, shortlist=shortlist)  # type: ignore[arg-type]
-    evaluation, folder = evaluate_chosen(place, chosen, head, options, split=split, through_index=index, say=say)
+    evaluation, folder = evaluate_chosen(
+        place, chosen, head, options, split=split, through_index=index, report=report, say=say
+    )
     text = results_table([{"system": head.run, **evaluation.contract()}])
     show(evaluation.contract(), as_json, "\n".join([text, *evaluation.lines, f"kept in {folder}"]))
 

@@ -1,15 +1,23 @@
 """Stage 1 as a command: bring a data set or a folder into a manifest, extract what is not there yet."""
 
+import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from pipeline.config import Workspace
 from pipeline.datasets import build_manifest
 from pipeline.errors import BadInput
+from pipeline.extract.benchmark import Rates, benchmark
+from pipeline.extract.decode_pyav import Wish, decode_clip
 from pipeline.extract.driver import ExtractReport, extract
 from pipeline.extract.encoder import Encoder, load_encoder
+from pipeline.extract.frames import FrameSize
+from pipeline.extract.inputs import read_source
+from pipeline.extract.limits import DecodeFailure
 from pipeline.extract.settings import ExtractSettings
 from pipeline.flows.choose import encoder_name, remember_store
 from pipeline.stores.atomic import read_json, write_json
@@ -42,6 +50,27 @@ def dataset_manifest(
 def folder_name(videos: Path) -> str:
     """What a folder's features and index are called: its own name, in characters that are safe everywhere."""
     return re.sub(r"[^\w.-]+", "-", Path(videos).resolve().name).strip("-.") or "videos"
+
+
+def source_manifest(source: str) -> Manifest:
+    """A corpus that is no local folder: a list, a WebDataset tar, or a URL that fsspec reads."""
+    return read_source(source, folder_name(Path(source.removesuffix(".tar").rstrip("/"))))
+
+
+def measure_rates(manifest: Manifest, settings: ExtractSettings) -> Rates:
+    """How fast decoding, encoding and the whole run are on these clips."""
+    return benchmark(manifest, settings)
+
+
+def thumbnail(path: str, width: int = 160) -> bytes | None:
+    """The middle frame of a clip as JPEG, or None where it cannot be read (any more)."""
+    try:
+        frame = decode_clip(path, Wish(1, FrameSize(width * 9 // 16, width))).frames[0]
+    except DecodeFailure:
+        return None
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
 
 
 def extract_manifest(

@@ -13,10 +13,12 @@ from pipeline.errors import BadInput, MissingData
 from pipeline.extract.driver import extract
 from pipeline.extract.settings import ExtractSettings
 from pipeline.flows.choose import Chosen, ChosenHead, choose_head, choose_store
-from pipeline.flows.extract import encoder_of, folder_name
+from pipeline.flows.extract import encoder_of, folder_name, thumbnail
+from pipeline.retrieve.choose import Need, choose
 from pipeline.retrieve.evaluate import Evaluation, Options, evaluate
 from pipeline.retrieve.index import IndexSpec
 from pipeline.retrieve.reindex import Maker, Policy, Reindexed, build_index, reindex_vectors
+from pipeline.retrieve.report import sample_queries, write_report
 from pipeline.retrieve.scoring import head_fingerprint
 from pipeline.retrieve.search import Hit, Searcher
 from pipeline.retrieve.twostage import IndexedGallery
@@ -51,6 +53,17 @@ def build_corpus_index(
         gpu=gpu,
         say=say,
     )
+
+
+def choose_spec(chosen: Chosen, head: ChosenHead, need: Need, *, gpu: bool = False, say: Say) -> IndexSpec:
+    """The index that fits a need, tuned on the data set's own captions; says the trade-off that it found."""
+    require_indexable(head)
+    vectors = pool_videos(head.head, chosen.store.videos(mmap=True))
+    texts = chosen.store.texts("val" if "val" in chosen.store.splits() else None)
+    queries = align_texts(head.head, texts.text_embeds) if len(texts) > 1 else None
+    choice = choose(vectors, np.arange(len(vectors)), need, queries, gpu=gpu, say=say)
+    say(choice.table())
+    return choice.spec
 
 
 def generations(workspace: Workspace, corpus: str) -> GenerationStore:
@@ -90,6 +103,7 @@ def evaluate_chosen(
     *,
     split: str | None = None,
     through_index: bool = False,
+    report: bool = False,
     say: Say,
 ) -> tuple[Evaluation, Path]:
     """(what was measured, the folder it is kept in). Without a split: test, else everything that has captions."""
@@ -115,6 +129,16 @@ def evaluate_chosen(
     )
     folder = workspace.report_dir(chosen.dataset, head.run)
     evaluation.save(folder)
+    if report:
+        samples = sample_queries(head.head, evaluation, videos, texts)
+        found = dict(zip(videos.video_ids, locations(chosen.store, videos), strict=True))
+        write_report(
+            folder / "report.html",
+            evaluation,
+            title=f"{chosen.dataset}: {head.run}",
+            samples=samples,
+            picture=lambda video_id, _: thumbnail(found[video_id]),
+        )
     return evaluation, folder
 
 

@@ -120,7 +120,7 @@ def _open(spec: RunSpec) -> Any:
 
 def _train_task(spec: RunSpec) -> None:
     from dits_head.config import HeadConfig
-    from pipeline.flows.train import train_head
+    from pipeline.flows.train import preset_head, train_head
     from pipeline.train.loop import TrainSettings
 
     chosen = _open(spec)
@@ -129,7 +129,7 @@ def _train_task(spec: RunSpec) -> None:
     train_head(
         Workspace(Path(spec.workspace)),
         chosen,
-        HeadConfig(dim=chosen.store.dim, **system.head),
+        HeadConfig(dim=chosen.store.dim, **(preset_head(chosen, system.head["head"]) | system.head)),
         TrainSettings(**spec.recipe, seed=spec.seed),
         run=run_name(spec),
         start_from=run_name(parent) if parent else None,

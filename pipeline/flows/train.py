@@ -160,6 +160,13 @@ def preset_of(chosen: Chosen) -> dict[str, Any]:
     return {}
 
 
+def preset_head(chosen: Chosen, head: str) -> dict[str, Any]:
+    """The preset's settings for this head: all of them if it is the preset's own, else those that every head shares."""
+    preset = preset_of(chosen).get("head", {})
+    shared = set(preset) - {"head"} if preset.get("head") == head else {"dropout", "init_logit_scale"} & set(preset)
+    return {name: preset[name] for name in sorted(shared) if not (head == "mean-pool" and name == "dropout")}
+
+
 def head_config(chosen: Chosen, head: str, options: Mapping[str, str], *, paper_literal: bool = False) -> HeadConfig:
     """A HeadConfig from the preset and the command line's `--set name=value` pairs, which come first.
 
@@ -167,9 +174,7 @@ def head_config(chosen: Chosen, head: str, options: Mapping[str, str], *, paper_
     """
     dim = chosen.store.dim
     known = HeadConfig(dim=dim).to_dict()
-    preset = preset_of(chosen).get("head", {})
-    shared = preset if preset.get("head") == head else {name: preset[name] for name in ("dropout",) if name in preset}
-    typed: dict[str, Any] = {name: value for name, value in shared.items() if name != "head"}
+    typed = preset_head(chosen, head)
     for name, text in options.items():
         if name not in known or name in ("head", "dim"):
             raise BadInput(f"--set {name}", expected=", ".join(sorted({*known} - {"head", "dim"})), got=name)
