@@ -128,6 +128,10 @@ def extract(
     preset: Annotated[str | None, typer.Option(help="Data set, options, model and weights of a preset")] = None,
     model: Annotated[str, typer.Option(help="Any open_clip model, or the built-in shapes-clip")] = "shapes-clip",
     pretrained: Annotated[str | None, typer.Option(help="open_clip tag, or a local weights file")] = None,
+    quick_gelu: Annotated[
+        bool | None,
+        typer.Option("--quick-gelu/--no-quick-gelu", help="The activation of a weights file that does not tell it"),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
     num_frames: Annotated[int, typer.Option(help="Frames a video: the middles of as many equal intervals")] = 12,
@@ -140,6 +144,9 @@ def extract(
     batch_size: Annotated[int, typer.Option(help="Frames encoded at once")] = 64,
     shard_size: Annotated[int, typer.Option(help="Videos a shard")] = 256,
     shard_format: Annotated[str, typer.Option("--format", help="hdf5 or parquet")] = "hdf5",
+    long_captions: Annotated[
+        str, typer.Option(help="Captions beyond the text tower's 77 tokens: cut, or windows over all of them, averaged")
+    ] = "cut",
     retry_failed: Annotated[str | None, typer.Option(help="Try failed videos again: all, or a failure class")] = None,
     min_coverage: Annotated[float, typer.Option(help="Exit with 1 when a smaller part of the videos is done")] = 0.95,
     cache_blocks: Annotated[
@@ -169,6 +176,8 @@ def extract(
         python cli.py extract --videos my_clips/ --benchmark
         python cli.py extract --dataset msrvtt --videos /data/msrvtt --annotations /data/msrvtt_csv \\
             --model ViT-B-32 --pretrained openai
+        python cli.py extract --dataset didemo --videos V --annotations A --long-captions windows
+        python cli.py extract --videos my_clips/ --model ViT-B-16 --pretrained tuned.pt --quick-gelu
         python cli.py extract --preset msrvtt-b32 --videos /data/msrvtt --annotations /data/msrvtt_csv
         python cli.py extract --dataset vatex --retry-failed all
     """
@@ -187,6 +196,7 @@ def extract(
     settings = ExtractSettings(
         model=model,
         pretrained=pretrained,
+        quick_gelu=quick_gelu,
         device=device,
         precision=precision,
         num_frames=num_frames,
@@ -202,6 +212,7 @@ def extract(
         wait_seconds=wait,
         cache_blocks=cache_blocks,
         token_dtype=token_dtype,
+        long_captions=long_captions,
         accept_size=yes,
         limits=Limits(max_seconds=max_seconds, max_duration=max_duration),
     )
@@ -380,8 +391,10 @@ def evaluate(
     evaluation, folder = evaluate_chosen(
         place, chosen, head, options, split=split, through_index=index, report=report, say=say
     )
+    card = evaluation.metrics["protocol"]
+    heading = f"{card['dataset']}, split {card['split']}: {card['label'] or 'no published split'}"
     text = results_table([{"system": head.run, **evaluation.contract()}])
-    show(evaluation.contract(), as_json, "\n".join([text, *evaluation.lines, f"kept in {folder}"]))
+    show(evaluation.contract(), as_json, "\n".join([heading, text, *evaluation.lines, f"kept in {folder}"]))
 
 
 @app.command()

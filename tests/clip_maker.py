@@ -118,7 +118,7 @@ class PlainEncoder:
         means = frames.reshape(len(frames), 8, 4, 8, 4, 3).mean(axis=(2, 4)).reshape(len(frames), -1)
         return _Embeds((means / 255 @ self._matrix).round(6))
 
-    def embed_texts(self, sentences: Sequence[str], *, batch_size: int = 256) -> "_Embeds":
+    def embed_texts(self, sentences: Sequence[str], *, batch_size: int = 256, long_captions: str = "cut") -> "_Embeds":
         rows = [np.resize(np.frombuffer(sentence.encode() or b" ", np.uint8), 192) for sentence in sentences]
         return _Embeds((np.stack(rows) / 255 @ self._matrix).round(6) if rows else np.zeros((0, self.dim)))
 

@@ -1,6 +1,8 @@
 """Real open_clip models with untrained weights: what we compute is what open_clip computes."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from pipeline.errors import BadInput
 from pipeline.extract.encoder import Encoder, load_encoder
 from pipeline.extract.frames import fit
 from pipeline.extract.text import cuttable_tower
+from pipeline.extract.weights_loading import ACTIVATION
 
 torchvision_guard.ensure()
 import open_clip  # noqa: E402
@@ -35,8 +38,6 @@ SENTENCES = ["a dog", "a man plays the guitar in front of a crowd of many people
 
 @pytest.fixture(scope="module", autouse=True)
 def _register(tmp_path_factory):
-    import json
-
     folder = tmp_path_factory.mktemp("configs")
     for name, text in TEXT_TOWERS.items():
         config = {**CONFIG, "custom_text": bool(name), "text_cfg": {**CONFIG["text_cfg"], **text}}
@@ -124,6 +125,76 @@ def test_weights_files_of_every_form_load_alike(encoder, frames, tmp_path, suffi
     assert loaded.settings["activation"] == ("quickgelu" if "archive" in suffix else "gelu")
     if "archive" not in suffix:
         torch.testing.assert_close(loaded.embed_frames(frames), encoder.embed_frames(frames))
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory) -> dict[str, str]:
+    """Weights of a model that exists with both activations, under both names, as a file of each form."""
+    folder = tmp_path_factory.mktemp("twins")
+    for name, quick in (("test-twin-clip", False), ("test-twin-clip-quickgelu", True)):
+        (folder / f"{name}.json").write_text(json.dumps({**CONFIG, "quick_gelu": quick}))
+        open_clip.add_model_config(folder / f"{name}.json")
+    model = load_encoder("test-twin-clip-quickgelu", random_seed=3, device="cpu", precision="float32").model
+    files = {name: str(folder / name) for name in ("tuned.safetensors", "tuned.pt", "openai.pt", "said.safetensors")}
+    save_file(model.state_dict(), files["tuned.safetensors"])
+    torch.save({"state_dict": model.state_dict()}, files["tuned.pt"])
+    save_file(model.state_dict(), files["said.safetensors"], metadata={ACTIVATION: "quickgelu"})
+    sample = {"encode_image": torch.zeros(1, 3, 32, 32), "encode_text": torch.zeros(1, 77, dtype=torch.long)}
+    torch.jit.save(torch.jit.trace_module(model, sample), files["openai.pt"])
+    return files
+
+
+@pytest.mark.parametrize("name", ["tuned.safetensors", "tuned.pt"])
+def test_weights_that_do_not_tell_their_activation_are_refused_until_it_is_said(twins, name):
+    def load(model: str, **said: bool) -> str:
+        return load_encoder(model, twins[name], device="cpu", precision="float32", **said).settings["activation"]
+
+    with pytest.raises(BadInput, match=r"--quick-gelu .*test-twin-clip-quickgelu.*--no-quick-gelu"):
+        load("test-twin-clip")
+    assert load("test-twin-clip", quick_gelu=True) == "quickgelu"
+    assert load("test-twin-clip", quick_gelu=False) == "gelu"
+    assert load("test-twin-clip-quickgelu") == "quickgelu"
+    with pytest.raises(BadInput, match=r"--model test-twin-clip$"):
+        load("test-twin-clip-quickgelu", quick_gelu=False)
+
+
+@pytest.mark.parametrize("name", ["openai.pt", "said.safetensors"])
+@pytest.mark.parametrize("model", ["test-twin-clip", "test-twin-clip-quickgelu"])
+def test_weights_that_tell_their_activation_get_it(twins, frames, name, model):
+    loaded = load_encoder(model, twins[name], device="cpu", precision="float32")
+    right = load_encoder("test-twin-clip-quickgelu", random_seed=3, device="cpu", precision="float32")
+    assert loaded.settings["activation"] == "quickgelu"
+    torch.testing.assert_close(loaded.embed_frames(frames), right.embed_frames(frames))
+
+
+def test_weights_that_say_gelu_do_not_enter_a_quickgelu_model(twins, encoder, tmp_path):
+    save_file(encoder.model.state_dict(), tmp_path / "gelu.safetensors", metadata={ACTIVATION: "gelu"})
+    with pytest.raises(BadInput, match=r"--model test-twin-clip$"):
+        load_encoder("test-twin-clip-quickgelu", str(tmp_path / "gelu.safetensors"), device="cpu")
+    loaded = load_encoder("test-twin-clip", str(tmp_path / "gelu.safetensors"), device="cpu")
+    assert loaded.settings["activation"] == "gelu"
+
+
+def test_half_a_safetensors_file_is_refused(twins, tmp_path):
+    (tmp_path / "half.safetensors").write_bytes(Path(twins["tuned.safetensors"]).read_bytes()[:1000])
+    with pytest.raises(BadInput, match=r"no whole .safetensors file"):
+        load_encoder("test-twin-clip", str(tmp_path / "half.safetensors"), device="cpu")
+
+
+def test_loading_weights_does_not_warn_that_there_are_none(caplog):
+    load_encoder("shapes-clip", device="cpu", precision="float32")
+    assert "No pretrained weights" not in caplog.text
+    open_clip.create_model(SMALL)  # whoever asks open_clip for a model without weights is still told
+    assert "No pretrained weights" in caplog.text
+
+
+def test_a_tokenizer_that_cannot_be_had_is_said_so(monkeypatch):
+    def offline(name: str) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(open_clip, "get_tokenizer", offline)
+    with pytest.raises(BadInput, match=r"tokenizer of 'ViT-B-16-SigLIP'.*no network.*transformers.*local-dir"):
+        load_encoder("ViT-B-16-SigLIP", random_seed=0, device="cpu")
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):

@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from standins import write_video
 
+from pipeline.config import Workspace
+from pipeline.errors import BadInput, FingerprintMismatch
+from pipeline.extract.encoder import load_encoder
 from pipeline.extract.long_captions import average_windows, clip_tokenizer, token_count, token_windows, windows_of
+from pipeline.extract.settings import ExtractSettings
+from pipeline.flows.choose import choose_store
+from pipeline.flows.extract import embed_queries, extract_manifest
+from pipeline.flows.retrieval import settings_of
+from pipeline.stores.manifest import Manifest, VideoEntry
 
 
 @given(tokens=st.lists(st.integers(3, 999), max_size=200), context=st.integers(3, 77))
@@ -55,3 +64,49 @@ def test_windows_of_real_captions_agree_with_the_tokenizer(tokenizer):
     assert token_count(tokenizer, short) == 7
     assert token_count(tokenizer, long) > 77
     assert windows_of([], tokenizer)[0].shape == (0, 77)
+
+
+SHORT = "a small red circle moves left"
+LONG = "a small red circle moves left, then a large blue star grows. " * 12
+
+
+def test_the_encoder_reads_all_windows_and_leaves_short_captions_alone():
+    encoder = load_encoder("shapes-clip", device="cpu", precision="float32")
+    cut = encoder.embed_texts([SHORT, LONG]).numpy()
+    whole = encoder.embed_texts([SHORT, LONG, SHORT], batch_size=3, long_captions="windows").numpy()
+    np.testing.assert_allclose(whole[[0, 2]], cut[[0, 0]], atol=1e-5)
+    windows, _ = windows_of([LONG], encoder.tokenizer, encoder.tokenizer.context_length)
+    assert len(windows) > 3
+    pieces = [encoder.tokenizer.decode(row[row > 0].tolist()[1:-1]) for row in windows]
+    each = np.stack([encoder.embed_texts([piece])[0].numpy() for piece in pieces])
+    expected = average_windows(each, np.array([0, len(each)]))[0]
+    np.testing.assert_allclose(whole[1], expected, atol=1e-4)
+    ends = [LONG + "a small red circle", LONG + "a large white bar on a plum background"]
+    assert np.ptp(encoder.embed_texts(ends).numpy(), axis=0).max() < 1e-5, "cut: the end is lost"
+    assert np.ptp(encoder.embed_texts(ends, long_captions="windows").numpy(), axis=0).max() > 0.01
+    assert encoder.embed_texts([], long_captions="windows").shape == (0, encoder.dim)
+
+
+def test_windows_are_part_of_the_fingerprint_and_of_every_later_query(tmp_path):
+    write_video(tmp_path / "a.mp4", seed="a")
+    manifest = Manifest("own", str(tmp_path), (VideoEntry("a", "a.mp4", "test", (LONG,)),))
+    workspace = Workspace(tmp_path / "workspace")
+    settings = ExtractSettings(
+        num_frames=2, workers=1, device="cpu", precision="float32", long_captions="windows", min_coverage=0
+    )
+    extract_manifest(workspace, manifest, settings, progress=False)
+    store = choose_store(workspace).store
+    assert store.settings["long_captions"] == "windows"
+    assert "long_captions" not in ExtractSettings().fingerprint_part()
+    np.testing.assert_allclose(embed_queries(store, [LONG]), store.texts().text_embeds, atol=1e-5)
+    assert settings_of(store).long_captions == "windows", "what reindex adds is embedded alike"
+    with pytest.raises(FingerprintMismatch, match="long_captions"):
+        extract_manifest(workspace, manifest, ExtractSettings(num_frames=2, device="cpu"), progress=False)
+
+
+def test_settings_refuse_what_cannot_be():
+    with pytest.raises(BadInput, match="--long-captions windows does not go with --cache-blocks") as refusal:
+        ExtractSettings(long_captions="windows", cache_blocks=2)
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(BadInput, match="cut"):
+        ExtractSettings(long_captions="windowed")

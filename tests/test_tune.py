@@ -45,7 +45,8 @@ def test_tokens_through_the_top_blocks_equal_the_encoder(model, k):
 
 
 def same(found, expected):
-    assert (found - expected).abs().max() <= 2e-3
+    scale = max(1.0, float(expected.abs().max()))  # float16 keeps 11 bits of a value, not of the unit
+    assert (found - expected).abs().max() <= 2e-3 * scale
     assert torch.nn.functional.cosine_similarity(found, expected).min() >= 0.9999
 
 

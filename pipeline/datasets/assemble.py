@@ -66,18 +66,18 @@ def claim(split: Mapping[str, Any], ids: Collection[str]) -> str:
     """What a result over these videos may be called: the split's name only if the ids are exactly the published ones.
 
     `split` is an entry of a manifest's `protocol["splits"]`: a report asks again with the ids that it really used.
+    A split that nobody published (held out, or one's own data) keeps its name if all its videos are there.
 
     >>> split = {"name": "Toy", "published": 2, "ids_sha256": ids_digest(["a", "b"])}
     >>> claim(split, ["b", "a"]), claim(split, ["a"]), claim(split, ["a", "c"])
     ('Toy', 'subset (1 of 2)', 'other ids (2; published 2)')
     """
-    if split["published"] is None:
+    whole = split["annotated"] if split["published"] is None else split["published"]
+    if split["ids_sha256"] == ids_digest(ids) or (split["published"] is None and len(ids) == whole):
         return str(split["name"])
-    if split["ids_sha256"] == ids_digest(ids):
-        return str(split["name"])
-    if len(ids) < split["published"]:
-        return f"subset ({len(ids)} of {split['published']})"
-    return f"other ids ({len(ids)}; published {split['published']})"
+    if len(ids) < whole:
+        return f"subset ({len(ids)} of {whole})"
+    return f"other ids ({len(ids)}; published {whole})"
 
 
 def hold_out(clips: tuple[Clip, ...], share: float = HOLD_OUT, seed: int = HOLD_OUT_SEED) -> tuple[Clip, ...]:

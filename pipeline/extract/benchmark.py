@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.errors import BadInput
 from pipeline.extract.driver import extract
-from pipeline.extract.encoder import Encoder, load_encoder
+from pipeline.extract.encoder import Encoder, encoder_for
 from pipeline.extract.pool import Decoded, DecodePool
 from pipeline.extract.settings import ExtractSettings
 from pipeline.extract.worker import DecodeSettings, Job
@@ -58,9 +58,7 @@ def benchmark(
     manifest: Manifest, settings: ExtractSettings, *, clips: int = 64, encoder: Encoder | None = None
 ) -> Rates:
     """Measure on up to `clips` clips, spread over the manifest. Raises BadInput when none of them decodes."""
-    encoder = encoder or load_encoder(
-        settings.model, settings.pretrained, device=settings.device, precision=settings.precision
-    )
+    encoder = encoder or encoder_for(settings)
     step = max(1, len(manifest.entries) // clips)
     chosen = replace(manifest, entries=tuple(islice(manifest.entries[::step], clips)), protocol={})
     chosen = replace(chosen, entries=tuple(replace(entry, captions=()) for entry in chosen.entries))

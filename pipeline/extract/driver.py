@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from pipeline.errors import BadInput, UserError
 from pipeline.extract.activations import cache_bytes, require_cacheable, require_room, stored_tokens
-from pipeline.extract.encoder import Encoder, load_encoder
+from pipeline.extract.encoder import Encoder, encoder_for
 from pipeline.extract.limits import DecodeFailure
 from pipeline.extract.pool import Decoded, DecodePool
 from pipeline.extract.settings import ExtractSettings
-from pipeline.extract.text import encode_sentences
+from pipeline.extract.text import encode_sentences, require_windows
 from pipeline.extract.worker import DecodeSettings, Job
 from pipeline.stores.features import Failure, FeatureStore
 from pipeline.stores.manifest import Manifest, VideoEntry
@@ -81,9 +81,9 @@ def extract(
     if not manifest.entries:
         raise BadInput(f"data set {manifest.name!r} holds no videos")
     started = time.perf_counter()
-    encoder = encoder or load_encoder(
-        settings.model, settings.pretrained, device=settings.device, precision=settings.precision
-    )
+    encoder = encoder or encoder_for(settings)
+    if settings.long_captions == "windows":
+        require_windows(encoder)
     if settings.cache_blocks:
         require_cacheable(encoder.model, settings.model, settings.cache_blocks)
         require_room(cache_bytes(encoder, manifest, settings.num_frames, settings.token_dtype), store_path, settings)
@@ -264,7 +264,7 @@ def _extract_texts(
         if known.get(caption_id) != caption
     ]
     shards = [rows[first : first + settings.text_shard_size] for first in range(0, len(rows), settings.text_shard_size)]
-    embed = _remembering(encoder, shards, settings.text_batch_size)
+    embed = _remembering(encoder, shards, settings)
     with tqdm(total=len(rows), desc="captions", unit="caption", disable=not progress, file=sys.stderr) as bar:
         for shard in shards:
             columns: dict[str, Any] = {
@@ -297,7 +297,7 @@ def _captions_in(store: FeatureStore) -> Iterator[tuple[str, str]]:
 
 
 def _remembering(
-    encoder: Encoder, shards: Sequence[Sequence[tuple[str, VideoEntry, str]]], batch_size: int
+    encoder: Encoder, shards: Sequence[Sequence[tuple[str, VideoEntry, str]]], settings: ExtractSettings
 ) -> Callable[[Sequence[str]], np.ndarray]:
     """An embedder that encodes each distinct sentence once over all shards, keeping only those that come up again."""
     appearances = Counter(caption for shard in shards for caption in {caption for _, _, caption in shard})
@@ -305,7 +305,8 @@ def _remembering(
 
     def embed(captions: Sequence[str]) -> np.ndarray:
         new = [caption for caption in dict.fromkeys(captions) if caption not in kept]
-        fresh = dict(zip(new, encoder.embed_texts(new, batch_size=batch_size).numpy(), strict=True))
+        found = encoder.embed_texts(new, batch_size=settings.text_batch_size, long_captions=settings.long_captions)
+        fresh = dict(zip(new, found.numpy(), strict=True))
         embeds = np.stack([kept[caption] if caption in kept else fresh[caption] for caption in captions])
         kept.update({caption: fresh[caption] for caption in new if appearances[caption] > 1})
         return embeds

@@ -16,6 +16,8 @@ from pipeline.extract.frames import FrameSize
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.extract.settings import ExtractSettings
+
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 PARITY = 0.999  # the least cosine between a frame's embeddings in half and in full precision
 
@@ -64,11 +66,16 @@ class Encoder:
             embeds = self.embed_frames(frames)
         return embeds, captured.parts[0].to(torch.float16).cpu().numpy()
 
-    def embed_texts(self, sentences: Sequence[str], *, batch_size: int = 256) -> "torch.Tensor":
-        """N sentences -> (N, D) float32 on the CPU, each distinct one encoded once."""
+    def embed_texts(
+        self, sentences: Sequence[str], *, batch_size: int = 256, long_captions: str = "cut"
+    ) -> "torch.Tensor":
+        """N sentences -> (N, D) float32 on the CPU, each distinct one encoded once.
+
+        `long_captions`: "cut" after the context's tokens, as CLIP does, or "windows" over all of them, averaged.
+        """
         from pipeline.extract.text import embed_sentences
 
-        return embed_sentences(self, sentences, batch_size)
+        return embed_sentences(self, sentences, batch_size, long_captions)
 
 
 def frame_size(preprocess: Any) -> FrameSize:
@@ -93,13 +100,14 @@ def load_encoder(
 ) -> Encoder:
     """An encoder ready for use.
 
-    `model`: a name from open_clip.list_models(), or "shapes-clip" (its weights come with the package). `pretrained`:
-    an open_clip tag, or a weights file (open_clip's .safetensors or .pt, OpenAI's .pt). `precision`: "auto" takes
-    float16 on a GPU and bfloat16 on a CPU that computes in it, provided that its embeddings agree with float32's
-    (PARITY), else float32. `quick_gelu` overrides what weights and model say. `random_seed` makes untrained weights,
-    for tests and speed measurements only; the fingerprint says so. Raises BadInput naming what there is to choose from.
+    `model`: a name from open_clip.list_models(), or "shapes-clip" (its weights come with the package).
+    `pretrained`: an open_clip tag, or a weights file (open_clip's .safetensors or .pt, OpenAI's .pt). `precision`:
+    "auto" takes float16 on a GPU and bfloat16 on a CPU that computes in it, provided that its embeddings agree with
+    float32's (PARITY), else float32. `quick_gelu` says the activation where neither weights nor model do.
+    `random_seed` makes untrained weights, for tests and speed measurements only; the fingerprint says so. Raises
+    BadInput naming what there is to choose from.
     """
-    from pipeline.extract.weights_loading import build_model, weights_digest
+    from pipeline.extract.weights_loading import build_model, has_quick_gelu, weights_digest
 
     device = _device(device)
     clip, tokenizer, source = build_model(model, pretrained, quick_gelu=quick_gelu, random_seed=random_seed)
@@ -107,7 +115,7 @@ def load_encoder(
         "model": model,
         "pretrained": source,
         "weights_sha256": weights_digest(clip),
-        "activation": "quickgelu" if _has_quick_gelu(clip) else "gelu",
+        "activation": "quickgelu" if has_quick_gelu(clip) else "gelu",
         "preprocessing": _describe_preprocessing(clip.visual.preprocess_cfg),
     }
     clip, name = _cast(clip, device, precision)
@@ -120,16 +128,23 @@ def load_encoder(
     return encoder
 
 
+def encoder_for(settings: "ExtractSettings") -> Encoder:
+    """The encoder that an extraction's settings name."""
+    return load_encoder(
+        settings.model,
+        settings.pretrained,
+        device=settings.device,
+        precision=settings.precision,
+        quick_gelu=settings.quick_gelu,
+    )
+
+
 def _describe_preprocessing(preprocess: Any) -> dict[str, Any]:
     return {
         **frame_size(preprocess).describe(),
         "mean": [round(float(value), 8) for value in preprocess["mean"]],
         "std": [round(float(value), 8) for value in preprocess["std"]],
     }
-
-
-def _has_quick_gelu(clip: Any) -> bool:
-    return any(type(module).__name__ == "QuickGELU" for module in clip.modules())
 
 
 def _device(device: str) -> str:

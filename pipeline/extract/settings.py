@@ -12,19 +12,23 @@ from pipeline.extract.sampling import RULE
 from pipeline.stores.shards import SUFFIXES
 
 DECODERS = ("pyav", "ffmpeg")
+LONG_CAPTIONS = ("cut", "windows")
 
 
 @dataclass(frozen=True)
 class ExtractSettings:
-    """What to extract with. Only the encoder, num_frames and the decoder change the features; the rest is logistics.
+    """What to extract with. Only the encoder, num_frames, the decoder and long_captions change the features.
 
     `workers` 0: one decoding process a core. `retry_failed`: None, "all", or a failure class such as "TimeLimit".
     `min_coverage`: the least share of videos (skipped ones aside) that must be done for the run to count as good.
     `allow_mixed_decoders`: ffmpeg may try what PyAV cannot read; the store then names the decoder of every video.
+    `long_captions`: "cut" after the text tower's context, or "windows" over the whole caption, averaged.
+    `quick_gelu`: the activation that weights were made with, where they do not say (see weights_loading).
     """
 
     model: str = "shapes-clip"
     pretrained: str | None = None
+    quick_gelu: bool | None = None
     device: str = "auto"
     precision: str = "auto"
     num_frames: int = 12
@@ -42,6 +46,7 @@ class ExtractSettings:
     wait_seconds: float = 0.0
     cache_blocks: int = 0
     token_dtype: str = "float16"
+    long_captions: str = "cut"
     accept_size: bool = False
     limits: Limits = field(default_factory=Limits)
 
@@ -53,6 +58,13 @@ class ExtractSettings:
             raise BadInput("--cache-blocks must be 0 (none) or more", got=self.cache_blocks)
         if self.token_dtype not in TOKEN_DTYPES:
             raise BadInput("unknown --token-dtype", expected=TOKEN_DTYPES, got=repr(self.token_dtype))
+        if self.long_captions not in LONG_CAPTIONS:
+            raise BadInput("unknown --long-captions", expected=LONG_CAPTIONS, got=repr(self.long_captions))
+        if self.long_captions != "cut" and self.cache_blocks:
+            raise BadInput(
+                "--long-captions windows does not go with --cache-blocks: CLIP's blocks train on one text a caption",
+                fix="leave one of them out",
+            )
         if self.workers < 0:
             raise BadInput("workers must be 0 (one a core) or more", got=self.workers)
         if not 0.0 <= self.min_coverage <= 1.0:
@@ -78,8 +90,10 @@ class ExtractSettings:
     def fingerprint_part(self) -> dict[str, Any]:
         """What the features depend on besides the encoder."""
         cached = {"cache_blocks": self.cache_blocks, "token_dtype": self.token_dtype} if self.cache_blocks else {}
+        windows = {"long_captions": self.long_captions} if self.long_captions != "cut" else {}
         return {
             **cached,
+            **windows,
             "sampling": RULE,
             "num_frames": self.num_frames,
             "decoder": self.decode_chain,

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import BadInput
+from pipeline.extract.long_captions import average_windows, windows_of
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -18,9 +21,39 @@ if TYPE_CHECKING:
     from pipeline.extract.encoder import Encoder
 
 
-def embed_sentences(encoder: "Encoder", sentences: Sequence[str], batch_size: int) -> "torch.Tensor":
-    """N sentences -> (N, D) float32 on the CPU."""
+def embed_sentences(
+    encoder: "Encoder", sentences: Sequence[str], batch_size: int, long_captions: str = "cut"
+) -> "torch.Tensor":
+    """N sentences -> (N, D) float32 on the CPU; `long_captions` says what becomes of those that are too long."""
+    if long_captions == "windows":
+        return _embed_windows(encoder, sentences, batch_size)
     return encode_sentences(encoder, sentences, batch_size)[0]
+
+
+def _embed_windows(encoder: "Encoder", sentences: Sequence[str], batch_size: int) -> "torch.Tensor":
+    import torch
+
+    require_windows(encoder)
+    distinct = list(dict.fromkeys(sentences))
+    windows, offsets = windows_of(distinct, encoder.tokenizer, encoder.tokenizer.context_length)
+    if not distinct:
+        return torch.zeros(0, encoder.dim)
+    tokens = torch.from_numpy(windows)
+    embeds, _ = _encode_tokens(encoder, tokens, _mattering(encoder, tokens), batch_size)
+    whole = torch.from_numpy(average_windows(embeds.numpy(), offsets))
+    row_of = {sentence: row for row, sentence in enumerate(distinct)}
+    return whole[[row_of[sentence] for sentence in sentences]]
+
+
+def require_windows(encoder: "Encoder") -> None:
+    """Raises BadInput where the text tower does not read CLIP's tokens, of which windows are made."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    if not isinstance(encoder.tokenizer, SimpleTokenizer):
+        raise BadInput(
+            f"{encoder.settings['model']} has a tokenizer of its own, and windows are made with CLIP's",
+            fix="leave --long-captions at cut",
+        )
 
 
 def encode_sentences(
@@ -33,10 +66,21 @@ def encode_sentences(
     distinct = list(dict.fromkeys(sentences))
     if not distinct:
         return torch.zeros(0, encoder.dim), []
-    tokens, lengths = tokenise(encoder, distinct)
+    embeds, activations = _encode_tokens(encoder, *tokenise(encoder, distinct), batch_size, cache_blocks)
+    row_of = {sentence: row for row, sentence in enumerate(distinct)}
+    places = [row_of[sentence] for sentence in sentences]
+    return embeds[places], [activations[place] for place in places] if cache_blocks else []
+
+
+def _encode_tokens(
+    encoder: "Encoder", tokens: "torch.Tensor", lengths: "torch.Tensor", batch_size: int, cache_blocks: int = 0
+) -> "tuple[torch.Tensor, dict[int, np.ndarray]]":
+    """Tokens (N, L) of which (N,) matter -> (N, D) float32 on the CPU, and {row: what entered the top blocks}."""
+    import torch
+
     tower = cuttable_tower(encoder.model)
     order = torch.argsort(lengths, stable=True)
-    embeds = torch.empty(len(distinct), encoder.dim)
+    embeds = torch.empty(len(tokens), encoder.dim)
     activations: dict[int, np.ndarray] = {}
     with torch.inference_mode(), _entering_top(encoder.model, cache_blocks) as captured:
         for rows in order.split(batch_size):
@@ -46,20 +90,20 @@ def encode_sentences(
             if cache_blocks:
                 entered = captured.parts.pop().to(torch.float16).cpu().numpy()
                 activations |= {row: entered[n, : lengths[row]] for n, row in enumerate(rows.tolist())}
-    row_of = {sentence: row for row, sentence in enumerate(distinct)}
-    places = [row_of[sentence] for sentence in sentences]
-    return embeds[places], [activations[place] for place in places] if cache_blocks else []
+    return embeds, activations
 
 
 def tokenise(encoder: "Encoder", sentences: Sequence[str]) -> "tuple[torch.Tensor, torch.Tensor]":
     """Token ids (N, context) and how many of each row's can matter (N,): all, where the tower is not causal."""
+    tokens = encoder.tokenizer(list(sentences))
+    return tokens, _mattering(encoder, tokens)
+
+
+def _mattering(encoder: "Encoder", tokens: "torch.Tensor") -> "torch.Tensor":
     import torch
 
-    tokens = encoder.tokenizer(list(sentences))
     tower = cuttable_tower(encoder.model)
-    if tower is None:
-        return tokens, torch.full((len(tokens),), tokens.shape[1])
-    return tokens, _lengths(tower, tokens)
+    return torch.full((len(tokens),), tokens.shape[1]) if tower is None else _lengths(tower, tokens)
 
 
 def _entering_top(model: Any, cache_blocks: int) -> "AbstractContextManager[Captured]":

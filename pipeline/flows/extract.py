@@ -2,10 +2,11 @@
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from pipeline.config import Workspace
@@ -94,6 +95,12 @@ def remember_encoder(store: Path, settings: ExtractSettings) -> None:
     write_json(
         store / "encoder.json", {"model": settings.model, "pretrained": pretrained, "precision": settings.precision}
     )
+
+
+def embed_queries(store: FeatureStore, sentences: Sequence[str]) -> np.ndarray:
+    """N sentences -> (N, D) float32, embedded as the captions of the store were."""
+    rule = store.settings.get("long_captions", "cut")
+    return encoder_of(store).embed_texts(sentences, long_captions=rule).numpy()
 
 
 def encoder_of(store: FeatureStore, device: str = "auto") -> Encoder:

@@ -9,11 +9,12 @@ import numpy as np
 
 from pipeline.config import Workspace
 from pipeline.datasets import build_manifest
+from pipeline.datasets.assemble import claim
 from pipeline.errors import BadInput, MissingData
 from pipeline.extract.driver import extract
 from pipeline.extract.settings import ExtractSettings
 from pipeline.flows.choose import Chosen, ChosenHead, choose_head, choose_store
-from pipeline.flows.extract import encoder_of, folder_name, thumbnail
+from pipeline.flows.extract import embed_queries, folder_name, thumbnail
 from pipeline.retrieve.choose import Need, choose
 from pipeline.retrieve.evaluate import Evaluation, Options, evaluate
 from pipeline.retrieve.index import IndexSpec
@@ -124,7 +125,7 @@ def evaluate_chosen(
         options,
         index=index,
         bank=chosen.store.texts("train") if "train" in splits else None,
-        protocol=protocol_card(workspace, chosen, head, split, texts),
+        protocol=protocol_card(workspace, chosen, head, split, videos, texts),
         say=say,
     )
     folder = workspace.report_dir(chosen.dataset, head.run)
@@ -164,14 +165,24 @@ def indexed_gallery(
 
 
 def protocol_card(
-    workspace: Workspace, chosen: Chosen, head: ChosenHead, split: str | None, texts: TextFeatures
+    workspace: Workspace,
+    chosen: Chosen,
+    head: ChosenHead,
+    split: str | None,
+    videos: VideoFeatures,
+    texts: TextFeatures,
 ) -> dict[str, Any]:
-    """What a reader must know to compare the numbers: data, split, selection, seed, fingerprints."""
+    """What a reader must know to compare the numbers: data, split, selection, seed, fingerprints.
+
+    The label is the published split's name only if the videos evaluated are that split's, every one: a video that
+    could not be downloaded or decoded makes it a subset.
+    """
     path = workspace.manifest_path(chosen.dataset)
     data = read_manifest(path).protocol if path.exists() else {}
+    accounts = data.get("splits", {})
     return {
         "dataset": chosen.dataset,
-        "label": data.get("label"),
+        "label": claim(accounts[split], videos.video_ids) if split in accounts else None,
         "data_caption_rule": data.get("caption_rule"),
         "split": split or "all",
         "run": head.run,
@@ -240,7 +251,7 @@ def search(
         raise BadInput("an empty query", fix="describe what the video shows, in quotes")
     searcher, store = open_searcher(workspace, corpus)
     try:
-        embeds = encoder_of(store).embed_texts(queries).numpy()
+        embeds = embed_queries(store, queries)
         return searcher.search(embeds, top=top, shortlist=shortlist)
     finally:
         searcher.close()
@@ -330,6 +341,8 @@ def settings_of(store: FeatureStore) -> ExtractSettings:
     return ExtractSettings(
         model=about["model"],
         pretrained=about["pretrained"],
+        quick_gelu=store.settings["activation"] == "quickgelu",
+        long_captions=store.settings.get("long_captions", "cut"),
         precision=store.settings["dtype"],
         num_frames=store.num_frames,
         decoder=decoders[0],

@@ -22,7 +22,7 @@ from dits_head.joint import JointModel, layerwise_groups
 from pipeline.config import Workspace, fingerprint
 from pipeline.errors import BadInput
 from pipeline.extract.encoder import Encoder
-from pipeline.extract.weights_loading import weights_digest
+from pipeline.extract.weights_loading import ACTIVATION, weights_digest
 from pipeline.flows.choose import Chosen, remember_store
 from pipeline.flows.extract import encoder_of
 from pipeline.flows.train import finished_run, free_bytes, loggers, peak_memory_mb, summary, validation_metrics
@@ -147,7 +147,8 @@ def publish_tuned(
     towers.write_back(encoder.model)
     clip_path = run_dir / "clip.safetensors"
     with atomic_write(clip_path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in encoder.model.state_dict().items()}, temporary)
+        tensors = {name: tensor.contiguous() for name, tensor in encoder.model.state_dict().items()}
+        save_file(tensors, temporary, metadata={"format": "pt", ACTIVATION: chosen.store.settings["activation"]})
     settings = {
         **{name: value for name, value in chosen.store.settings.items() if name not in chosen.store.cache_settings},
         "pretrained": clip_path.name,
