@@ -13,7 +13,8 @@ from torch import Tensor
 from pipeline.errors import BadInput
 from pipeline.stores.features import FeatureStore, TextFeatures, VideoFeatures, text_to_video
 
-MIN_VIDEOS = 100  # fewer leave no validation split that could tell two checkpoints apart
+MIN_VIDEOS = 100  # to hold validation out of: fewer leave a split that could not tell two checkpoints apart
+MIN_TO_TRAIN = 2  # a contrastive loss needs a negative
 HOLD_OUT = 0.1  # of the training videos, where a data set brings no validation split
 
 
@@ -102,20 +103,23 @@ Split = tuple[VideoFeatures, TextFeatures]
 def training_features(store: FeatureStore, seed: int) -> tuple[Split, Split, str]:
     """(train, validation, what the validation split is). The test split is never read.
 
-    A data set without a validation split has a tenth of its training videos held out, chosen by `seed`. Raises
-    BadInput where too few videos have captions.
+    A data set without captions for validation has a tenth of its training videos held out, chosen by `seed`; then
+    there must be MIN_VIDEOS of them. Raises BadInput where too few videos have captions.
     """
     videos, texts = store.videos("train", mmap=True), store.texts("train")
     captioned = np.array(sorted(set(texts.video_ids)))
-    if len(captioned) < MIN_VIDEOS:
+    val_texts = store.texts("val")
+    needed = MIN_TO_TRAIN if len(val_texts) else MIN_VIDEOS
+    if len(captioned) < needed:
+        hold_out = "" if len(val_texts) else " and hold some out for validation"
         raise BadInput(
-            f"{store.path}: too few training videos to train a head and hold some out for validation",
-            expected=f"at least {MIN_VIDEOS} with captions in the train split",
+            f"{store.path}: too few training videos to train a head{hold_out}",
+            expected=f"at least {needed} with captions in the train split",
             got=f"{len(captioned)} (and {len(set(store.texts().video_ids)) - len(captioned)} in other splits)",
             fix="use a head trained on a larger data set (`--head-dir`), or mean pooling, which needs no training",
         )
-    if "val" in store.splits():
-        return (videos, texts), (store.videos("val"), store.texts("val")), "val"
+    if len(val_texts):
+        return (videos, texts), (store.videos("val"), val_texts), "val"
     held = set(np.random.default_rng(seed).permutation(captioned)[: max(1, round(HOLD_OUT * len(captioned)))].tolist())
     rest, val = (_only(videos, texts, held, inside) for inside in (False, True))
     return rest, val, f"{len(held)} of {len(captioned)} training videos held out (seed {seed})"
