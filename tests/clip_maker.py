@@ -82,7 +82,7 @@ def ffmpeg_run(*arguments: str | os.PathLike[str]) -> None:
     """Run the ffmpeg program for what PyAV's muxers cannot make."""
     from pipeline.extract.decode_ffmpeg import executable
 
-    command = [executable(), "-nostdin", "-loglevel", "error", "-y", *map(os.fspath, arguments)]
+    command = [executable(), "-nostdin", "-loglevel", "error", "-y", *(os.fspath(argument) for argument in arguments)]
     subprocess.run(command, check=True, timeout=60)
 
 

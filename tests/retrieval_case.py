@@ -1,6 +1,7 @@
 """A small feature store with real heads, for the tests of stage 3: every text resembles some frames of its video."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ def add_videos(store: FeatureStore, ids: list[str], captions: int = 2, *, split:
     generator = np.random.default_rng(seed)
     frames = generator.standard_normal((len(ids), FRAMES, DIM)).astype(np.float32)
     mask = np.arange(FRAMES)[None] < generator.integers(2, FRAMES + 1, (len(ids), 1))
-    columns = {
+    columns: dict[str, Any] = {
         "video_id": ids,
         "path": [f"/videos/{v}.mp4" for v in ids],
         "split": [split] * len(ids),

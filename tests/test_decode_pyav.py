@@ -94,6 +94,8 @@ def test_selective_equals_decoding_everything(name, tmp_path):
 def test_any_h264_structure_is_exact(
     tmp_path_factory, frames, num_frames, keyint, bframes, refs, open_gop, pyramid, container
 ):
+    if container == "ts":
+        frames = max(frames, 8)  # libav's prober does not recognise a transport stream of fewer than ten packets
     parameters = f"keyint={keyint}:bframes={bframes}:ref={refs}:open-gop={int(open_gop)}:b-pyramid={pyramid}:scenecut=0"
     path = tmp_path_factory.mktemp("any") / f"clip.{container}"
     make_clip(path, frames, options={"preset": "ultrafast", "x264-params": parameters})

@@ -270,12 +270,13 @@ def pool_results(paths, limits=None, workers=2, during=None):
 
 
 def test_the_time_limit_kills_and_the_rest_goes_on(corpus, heavy):
+    before = psutil.Process().children()  # other tests' helpers, such as multiprocessing's resource tracker
     light = [Path(corpus.root) / f"clip{number}.mp4" for number in range(8)]
     results = pool_results([*light[:4], heavy, *light[4:]], Limits(max_seconds=0.5), workers=1)
     assert isinstance(results[4], DecodeFailure)
     assert results[4].kind == "TimeLimit"
     assert all(isinstance(result, Decoded) for place, result in enumerate(results) if place != 4)
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= set(before)
 
 
 def test_a_crashing_decoder_costs_one_video(corpus, heavy):
@@ -306,12 +307,13 @@ def test_results_come_in_order_whatever_finishes_first(corpus, heavy):
 
 
 def test_an_exception_in_the_consumer_ends_the_processes(corpus):
+    before = psutil.Process().children()
     paths = [Path(corpus.root) / f"clip{number}.mp4" for number in range(8)]
     settings = DecodeSettings(4, SETTINGS_SIZE)
     with pytest.raises(KeyError), DecodePool([Job(i, str(path)) for i, path in enumerate(paths)], settings, 2) as pool:
         for _ in pool:
             raise KeyError
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= set(before)
 
 
 # -- settings

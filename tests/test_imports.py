@@ -11,7 +11,7 @@ STAGES = ("extract", "train", "retrieve")
 
 def imports(path: Path) -> set[str]:
     """Every module that a file imports, anywhere in it, with the names taken from packages."""
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)

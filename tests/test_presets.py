@@ -31,7 +31,8 @@ def test_settings_are_ones_that_the_stages_take(name, tmp_path):
     config = HeadConfig.from_dict({"dim": preset.embed_dim, **preset.head})
     assert config.steps == (5 if preset.dataset == "didemo" else 10)
     settings = TrainSettings(**preset.train)
-    assert settings.lr == (1e-5 if name.split("-")[0] in {"lsmdc", "didemo", "vatex", "charades"} else 3e-5)
+    small = {"lsmdc": 1e-5, "didemo": 1e-5, "vatex": 1e-5, "charades": 1e-5}
+    assert settings.lr == ({"shapes": 3e-3, "msrvtt": 3e-5} | small)[preset.dataset]
     if not DATASETS[preset.dataset].built_in:
         with pytest.raises(Exception, match="is not complete"):  # the options are known, only the files are missing
             annotate(find_source(preset.dataset, None, None, tmp_path), **preset.dataset_options)
