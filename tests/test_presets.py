@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +10,9 @@ from dits_head.config import HeadConfig
 from pipeline import presets
 from pipeline.datasets import DATASETS, annotate, build_manifest, find_source
 from pipeline.errors import BadInput
+from pipeline.flows.runs import system_settings
+from pipeline.flows.tables import TABLES
+from pipeline.flows.train import recipe
 from pipeline.presets import PRESETS, get_preset
 from pipeline.train.loop import TrainSettings
 
@@ -81,3 +85,19 @@ def test_a_description_says_how_what_it_costs_and_what_was_reached():
 def test_an_unknown_preset_lists_the_known_ones():
     with pytest.raises(BadInput, match="msrvtt-b32, msrvtt-b16"):
         get_preset("msrvtt-l14")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_row_of_every_table_can_be_trained_with_every_preset(name):
+    """`reproduce` builds each system over the preset's settings; a row that says T' = 10 gets 10."""
+    preset = get_preset(name)
+    chosen = SimpleNamespace(
+        dataset=preset.dataset, store=SimpleNamespace(dim=preset.embed_dim, settings={"model": preset.model})
+    )
+    TrainSettings(**recipe(chosen), seed=24)
+    rows = [row for table in TABLES.values() for row in table.rows]
+    configs = {row.system: HeadConfig(**system_settings(chosen, row.system)) for row in rows}
+    for row in rows:
+        if named := re.search(r"T' = ([1-9]\d*)", row.label):
+            assert configs[row.system].T_prime == int(named[1]), row.label
+    assert configs["dits"].dropout == preset.head.get("dropout", HeadConfig(dim=preset.embed_dim).dropout)

@@ -1,5 +1,6 @@
 """Which store, head and encoder a command means when the user does not say: the last one, or the choices."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 from dits_head.config import HeadConfig
 from dits_head.head import RetrievalHead, build_head
 from pipeline.config import Workspace
+from pipeline.datasets.assemble import claim
 from pipeline.errors import BadInput, MissingData
 from pipeline.stores.atomic import read_json, write_json
 from pipeline.stores.checkpoints import load_head
 from pipeline.stores.features import FeatureStore
+from pipeline.stores.manifest import read_manifest
 
 ZERO_SHOT = "zero-shot"  # the run name of plain mean pooling, which needs no training
 
@@ -72,6 +75,17 @@ def choose_store(workspace: Workspace, dataset: str | None = None, encoder: str 
         )
     name, encoder = fitting[0]
     return Chosen(name, encoder, FeatureStore.open(workspace.features_dir(name, encoder)))
+
+
+def split_label(workspace: Workspace, chosen: Chosen, split: str | None, video_ids: Collection[str]) -> str | None:
+    """What a result over these videos of a split may be called; None where no split of that name is known.
+
+    It is the published split's name only if the videos are that split's, every one: one that could not be downloaded
+    or decoded makes it a subset.
+    """
+    path = workspace.manifest_path(chosen.dataset)
+    accounts = read_manifest(path).protocol.get("splits", {}) if path.exists() else {}
+    return claim(accounts[split], video_ids) if split in accounts else None
 
 
 def choose_head(

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.config import Workspace
 from pipeline.errors import BadInput
-from pipeline.flows.choose import Chosen
+from pipeline.flows.choose import Chosen, split_label
 from pipeline.flows.runs import RunSpec, Tested, prepare_runs, sensible_jobs, tested
 from pipeline.flows.tables import TABLES, Row, Table
 from pipeline.retrieve.bootstrap import paired_difference
@@ -66,12 +66,14 @@ def reproduce(
     prepare_runs([spec(system, seed) for system in systems for seed in range(seeds)], at_once, progress)
     results = {system: [tested(spec(system, seed)) for seed in range(seeds)] for system in systems}
     is_papers = chosen.dataset == "msrvtt" and str(chosen.store.settings["model"]).startswith("ViT-B-32")
+    label = split_label(workspace, chosen, "test", chosen.store.videos("test", mmap=True).video_ids)
     written = {}
     for name in names:
         lines = summarise_table(TABLES[name], results)
         out = workspace.report_dir(chosen.dataset, "tables") / f"table-{name}"
         about = (
-            f"{chosen.dataset}, {chosen.encoder}; {seeds} seed{'s' * (seeds != 1)} from {FIRST_SEED}; recipe {recipe}"
+            f"{chosen.dataset}, {label or 'no published split'}, {chosen.encoder}; "
+            f"{seeds} seed{'s' * (seeds != 1)} from {FIRST_SEED}; recipe {recipe}"
         )
         written[name] = as_markdown(TABLES[name], lines, is_papers, about)
         _write(out, written[name], lines)

@@ -9,11 +9,10 @@ import numpy as np
 
 from pipeline.config import Workspace
 from pipeline.datasets import build_manifest
-from pipeline.datasets.assemble import claim
 from pipeline.errors import BadInput, MissingData
 from pipeline.extract.driver import extract
 from pipeline.extract.settings import ExtractSettings
-from pipeline.flows.choose import Chosen, ChosenHead, choose_head, choose_store
+from pipeline.flows.choose import Chosen, ChosenHead, choose_head, choose_store, split_label
 from pipeline.flows.extract import embed_queries, folder_name, thumbnail
 from pipeline.retrieve.choose import Need, choose
 from pipeline.retrieve.evaluate import Evaluation, Options, evaluate
@@ -172,17 +171,12 @@ def protocol_card(
     videos: VideoFeatures,
     texts: TextFeatures,
 ) -> dict[str, Any]:
-    """What a reader must know to compare the numbers: data, split, selection, seed, fingerprints.
-
-    The label is the published split's name only if the videos evaluated are that split's, every one: a video that
-    could not be downloaded or decoded makes it a subset.
-    """
+    """What a reader must know to compare the numbers: data, split, selection, seed, fingerprints."""
     path = workspace.manifest_path(chosen.dataset)
     data = read_manifest(path).protocol if path.exists() else {}
-    accounts = data.get("splits", {})
     return {
         "dataset": chosen.dataset,
-        "label": claim(accounts[split], videos.video_ids) if split in accounts else None,
+        "label": split_label(workspace, chosen, split, videos.video_ids),
         "data_caption_rule": data.get("caption_rule"),
         "split": split or "all",
         "run": head.run,

@@ -118,9 +118,19 @@ def _open(spec: RunSpec) -> Any:
     return choose_store(Workspace(Path(spec.workspace)), spec.dataset, spec.encoder)
 
 
+def system_settings(chosen: Any, system: str) -> dict[str, Any]:
+    """HeadConfig's settings of a table's row: the system's, and under them the preset's, but for T': the rows name it,
+    and a preset with another (DiDeMo's 5) would stand under the wrong label."""
+    from pipeline.flows.train import preset_head
+
+    own = SYSTEMS[system].head
+    preset = {name: value for name, value in preset_head(chosen, own["head"]).items() if name != "T_prime"}
+    return {"dim": chosen.store.dim, **preset, **own}
+
+
 def _train_task(spec: RunSpec) -> None:
     from dits_head.config import HeadConfig
-    from pipeline.flows.train import preset_head, train_head
+    from pipeline.flows.train import train_head
     from pipeline.train.loop import TrainSettings
 
     chosen = _open(spec)
@@ -129,7 +139,7 @@ def _train_task(spec: RunSpec) -> None:
     train_head(
         Workspace(Path(spec.workspace)),
         chosen,
-        HeadConfig(dim=chosen.store.dim, **(preset_head(chosen, system.head["head"]) | system.head)),
+        HeadConfig(**system_settings(chosen, spec.system)),
         TrainSettings(**spec.recipe, seed=spec.seed),
         run=run_name(spec),
         start_from=run_name(parent) if parent else None,
