@@ -57,7 +57,7 @@ def corpus(videos: int, queries: int, seed: int = 0) -> tuple[VideoFeatures, np.
 
 def compare_stages(videos: VideoFeatures, texts: np.ndarray, own: np.ndarray, shortlist: int) -> np.ndarray:
     """Prints the comparison; returns the pooled vectors."""
-    head = build_head(HeadConfig(head="xpool", dim=DIM)).eval()
+    head = build_head(HeadConfig(head="xpool", dim=DIM, index_vectors=1)).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in head.parameters():

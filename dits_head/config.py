@@ -32,6 +32,8 @@ class HeadConfig:
         `pooling` and its speed.
     pool_query: the vector that attends to the frames: the encoder's `text` (the paper's v|t) or the `aligned` text.
     init_logit_scale: exp of the starting temperature parameter (CLIP's own ends at 100).
+    index_vectors: vectors a video that an index holds, one for each of as many stretches of the video: the least number
+        that loses no more than 0.1 R@1 with a shortlist of 50 of 1000 (4, docs/results.md); 1 for mean pooling.
     index_loss: weight of an additional contrastive loss between the aligned text and the text-independent vector that
         an index holds (`pool_video`).
 
@@ -60,6 +62,7 @@ class HeadConfig:
     pool_query: str = "text"
     init_logit_scale: float = 100.0
     index_loss: float = 0.0
+    index_vectors: int | None = None
 
     T: int = 10
     T_prime: int | None = None
@@ -101,6 +104,12 @@ class HeadConfig:
         """T', the number of steps taken (0 for a head without a sampler)."""
         assert self.T_prime is not None  # resolved in __post_init__
         return self.T_prime
+
+    @property
+    def vectors(self) -> int:
+        """M, the vectors a video that `pool_video` gives."""
+        assert self.index_vectors is not None  # resolved in __post_init__
+        return self.index_vectors
 
     @property
     def needs_video(self) -> str | None:
@@ -145,6 +154,7 @@ class HeadConfig:
             "noise_train": random,
             "noise_eval": random,
             "condition": "t" if diffusion else "none",
+            "index_vectors": 1 if self.head == "mean-pool" else 4,
         }
         for name, value in resolved.items():
             if getattr(self, name) in (None, "default"):
@@ -155,7 +165,15 @@ class HeadConfig:
             raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
 
     def _check_ranges(self) -> None:
-        for name, least in (("dim", 1), ("T", 1), ("T_prime", 0), ("blocks", 1), ("num_frames", 1), ("samples", 1)):
+        for name, least in (
+            ("dim", 1),
+            ("T", 1),
+            ("T_prime", 0),
+            ("blocks", 1),
+            ("num_frames", 1),
+            ("samples", 1),
+            ("index_vectors", 1),
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}={value!r}: expected an integer >= {least}")

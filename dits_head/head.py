@@ -111,11 +111,13 @@ class RetrievalHead(nn.Module):
 
     @torch.no_grad()
     def pool_video(self, frame_embeds: Tensor, frame_mask: Tensor) -> Tensor:
-        """(V, F, D), (V, F) -> unit vectors (V, D) float32 that need no text, for an index: X-Pool's later layers on
-        uniform attention weights; the mean for mean pooling."""
+        """(V, F, D), (V, F) -> unit vectors (V, M, D) float32 that need no text, for an index: X-Pool's later layers
+        on equal attention within each of M = `index_vectors` stretches of the video; (V, D) for M = 1."""
         self._check_width(frame_embeds)
-        tiles = [self._uniform(tile) for tile in self._prepared_tiles(frame_embeds, frame_mask)]
-        return torch.cat(tiles) if tiles else frame_embeds.new_empty(0, self.config.dim, dtype=torch.float32)
+        tiles = [self._windows(tile) for tile in self._prepared_tiles(frame_embeds, frame_mask)]
+        empty = frame_embeds.new_empty(0, self.config.vectors, self.config.dim, dtype=torch.float32)
+        vectors = torch.cat(tiles) if tiles else empty
+        return vectors.squeeze(1) if self.config.vectors == 1 else vectors
 
     def score(self, text_embeds: Tensor, frame_embeds: Tensor, frame_mask: Tensor) -> Tensor:
         """Exact cosines of every text with every video, (T, D), (V, F, D), (V, F) -> sims (T, V) float32."""
@@ -219,8 +221,8 @@ class RetrievalHead(nn.Module):
         if len(losses) > 1:
             parts["steps"] = (config.step_loss, torch.stack(losses[:-1]).mean())
         if config.index_loss:
-            indexed = self._uniform(self.pooling.prepare(frame_embeds, frame_mask))
-            parts["index"] = (config.index_loss, contrast(indexed @ normalise(states[-1]).T))
+            indexed = self._windows(self.pooling.prepare(frame_embeds, frame_mask))  # (V, M, D)
+            parts["index"] = (config.index_loss, contrast((indexed @ normalise(states[-1]).T).amax(1)))
         return parts
 
     def _walk(self, text: Tensor, video: Tensor | None, generator: torch.Generator | None = None) -> list[Tensor]:
@@ -296,9 +298,9 @@ class RetrievalHead(nn.Module):
             )
         return texts, texts
 
-    def _uniform(self, videos: Videos) -> Tensor:
-        """Unit vectors (V, D)."""
-        return normalise(self.pooling.pool_uniform(videos).vectors().squeeze(1))
+    def _windows(self, videos: Videos) -> Tensor:
+        """Unit vectors (V, M, D)."""
+        return normalise(self.pooling.pool_windows(videos, self.config.vectors).vectors())
 
     def _check_width(self, embeds: Tensor) -> None:
         if embeds.shape[-1] != self.config.dim:

@@ -186,10 +186,9 @@ class XPool(nn.Module):
         return self._combine(self._attention(videos.keys, videos.mask, queries), videos)
 
     @float32
-    def pool_uniform(self, videos: Videos) -> Combination:
-        """Equal attention on all frames (T = 1): a pooled vector that needs no text."""
-        mask = videos.mask.to(videos.basis.dtype)
-        return self._combine((mask / mask.sum(1, keepdim=True))[..., None], videos)
+    def pool_windows(self, videos: Videos, count: int) -> Combination:
+        """Equal attention within each of `count` stretches of the video (T = count): vectors that need no text."""
+        return self._combine(windows(videos.mask, count).to(videos.basis.dtype), videos)
 
     def _attention(self, keys: Tensor, mask: Tensor, query: Tensor) -> Tensor:
         """Softmax of the logits over the frames, (V, F, T)."""
@@ -232,8 +231,20 @@ class MeanPool(nn.Module):
     def pool_prepared(self, queries: Tensor, videos: Videos) -> Combination:
         return Combination(videos.basis.new_ones(len(videos), 1, queries.shape[-2]), videos)
 
-    def pool_uniform(self, videos: Videos) -> Combination:
-        return Combination(videos.basis.new_ones(len(videos), 1, 1), videos)
+    def pool_windows(self, videos: Videos, count: int) -> Combination:
+        return Combination(videos.basis.new_ones(len(videos), 1, count), videos)
+
+
+def windows(mask: Tensor, count: int) -> Tensor:
+    """Attention weights (V, F, count) of equal stretches of each video's frames, (V, F) mask.
+
+    A video with fewer frames than stretches leaves some of them empty; these take all frames.
+    """
+    frames = mask.sum(1, keepdim=True)  # (V, 1)
+    place = (mask.cumsum(1) - 1) * count // frames.clamp_min(1)  # (V, F): the stretch of each frame
+    member = (place[..., None] == torch.arange(count, device=mask.device)) & mask[..., None]  # (V, F, count)
+    member = member | (mask[..., None] & ~member.any(1, keepdim=True))
+    return member / member.sum(1, keepdim=True)
 
 
 def _dots(vectors: Tensor, texts: Tensor) -> Tensor:

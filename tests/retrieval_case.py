@@ -53,6 +53,7 @@ def add_videos(store: FeatureStore, ids: list[str], captions: int = 2, *, split:
 def make_head(kind: str = "dits", seed: int = 0, **changes: object) -> RetrievalHead:
     """A head whose weights are not the trivial ones that it starts with."""
     options: dict[str, object] = {"dits": {"T_prime": 3, "blocks": 1}}.get(kind, {}) | changes  # type: ignore[assignment]
+    options = {"index_vectors": 1, **options}  # one, so that tests can say which vector is which video's
     head = build_head(HeadConfig(head=kind, dim=DIM, **options))  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -88,8 +88,8 @@ def test_align_text_and_pool_video_serve_an_index_or_say_why_not(
 ) -> None:
     head, (text, frames, mask) = make(system), data
     vectors = head.pool_video(frames, mask)
-    assert vectors.shape == (V, D)
-    torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(V))
+    assert vectors.shape == ((V, D) if head.config.vectors == 1 else (V, head.config.vectors, D))
+    torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(vectors.shape[:-1]))
     assert head.indexable == (system not in NEED_VIDEO)
     if system in NEED_VIDEO:
         with pytest.raises(HeadNeedsVideo, match="cannot align a text alone"):

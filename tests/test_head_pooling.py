@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from head_helpers import scrambled
 from torch import Tensor
 
-from dits_head.pooling import MeanPool, Videos, XPool
+from dits_head.pooling import MeanPool, Videos, XPool, windows
 
 T, V, FRAMES, D = 5, 4, 6, 16
 
@@ -94,7 +94,7 @@ def test_own_videos_and_own_texts(data: tuple[Tensor, Tensor, Tensor]) -> None:
 
 def test_uniform_pooling_is_the_later_layers_on_the_mean_value(data: tuple[Tensor, Tensor, Tensor]) -> None:
     pool, (_, frames, mask) = trained().eval(), data
-    got = pool.pool_uniform(pool.prepare(frames, mask)).vectors()[:, 0]
+    got = pool.pool_windows(pool.prepare(frames, mask), 1).vectors()[:, 0]
     for v in range(V):
         h = pool.norm2(pool.out(pool.value(pool.norm1(frames[v][mask[v]])).mean(0)))
         torch.testing.assert_close(got[v], pool.norm3(h + pool.linear(h)), atol=1e-5, rtol=1e-5)
@@ -149,3 +149,14 @@ def test_videos_are_indexed_along_the_videos(data: tuple[Tensor, Tensor, Tensor]
         assert torch.equal(part.keys, videos.keys[expected])
         assert torch.equal(part.gram_basis, videos.gram_basis[expected])
     assert torch.equal(Videos.concatenate([videos[:1], videos[1:]]).basis, videos.basis)
+
+
+def test_windows_are_equal_stretches_of_the_frames_that_exist() -> None:
+    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2, [True] * 2 + [False] * 4])
+    weights = windows(mask, 3)
+    third, pair, one = 1 / 2, 1 / 2, 1.0
+    assert weights[0].T.tolist() == [[third, third, 0, 0, 0, 0], [0, 0, third, third, 0, 0], [0, 0, 0, 0, third, third]]
+    assert weights[1].T.tolist() == [[pair, pair, 0, 0, 0, 0], [0, 0, one, 0, 0, 0], [0, 0, 0, one, 0, 0]]
+    # two frames in three stretches: the empty one takes all
+    assert weights[2].T.tolist() == [[one, 0, 0, 0, 0, 0], [0, one, 0, 0, 0, 0], [third, third, 0, 0, 0, 0]]
+    assert torch.equal(windows(mask, 1)[..., 0], mask / mask.sum(1, keepdim=True))

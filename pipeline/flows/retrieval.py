@@ -61,7 +61,8 @@ def choose_spec(chosen: Chosen, head: ChosenHead, need: Need, *, gpu: bool = Fal
     vectors = pool_videos(head.head, chosen.store.videos(mmap=True))
     texts = chosen.store.texts("val" if "val" in chosen.store.splits() else None)
     queries = align_texts(head.head, texts.text_embeds) if len(texts) > 1 else None
-    choice = choose(vectors, np.arange(len(vectors)), need, queries, gpu=gpu, say=say)
+    owners = np.repeat(np.arange(len(vectors)), 1 if vectors.ndim == 2 else vectors.shape[1])
+    choice = choose(vectors.reshape(-1, vectors.shape[-1]), owners, need, queries, gpu=gpu, say=say)
     say(choice.table())
     return choice.spec
 
