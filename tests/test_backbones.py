@@ -17,6 +17,7 @@ from standins import caption, write_video
 
 from pipeline import torchvision_guard
 from pipeline.config import Workspace
+from pipeline.errors import BadInput
 from pipeline.extract.encoder import load_encoder
 from pipeline.extract.settings import ExtractSettings
 from pipeline.flows.choose import choose_head, choose_store
@@ -91,6 +92,9 @@ def end_to_end(folder: Path, model: str, *, quick_gelu: bool | None, dim: int) -
 def test_a_small_model_of_siglips_make(small_siglip, tmp_path, monkeypatch):
     monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: Words())
     end_to_end(tmp_path, small_siglip, quick_gelu=None, dim=192)
+    encoder = load_encoder(small_siglip, random_seed=0, device="cpu", precision="float32")
+    with pytest.raises(BadInput, match="a tokenizer of its own, and windows are made with CLIP's"):
+        encoder.embed_texts(["a dog"], long_captions="windows")
 
 
 @pytest.mark.slow
