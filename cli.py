@@ -22,7 +22,7 @@ import typer
 import typer.core
 
 from pipeline.config import Workspace
-from pipeline.errors import BadInput, UserError
+from pipeline.errors import BadInput, MissingData, UserError
 
 # Threads of OpenMP that wait must not spin: stage 1 shares the cores with decoding processes. Read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -73,17 +73,22 @@ def show(result: Any, as_json: bool, text: str) -> None:
 
 @contextmanager
 def stepwise(title: str) -> Iterator[Any]:
-    """A progress bar on stderr that takes (done, total, text)."""
+    """A progress bar on stderr that takes (done, total, text); it appears with the first step."""
     from tqdm import tqdm
 
-    with tqdm(desc=title, file=sys.stderr, dynamic_ncols=True, mininterval=0.5) as bar:
+    bars: list[Any] = []
 
-        def step(done: int, total: int, text: str = "") -> None:
-            bar.total = total
-            bar.set_postfix_str(text, refresh=False)
-            bar.update(done - bar.n)
+    def step(done: int, total: int, text: str = "") -> None:
+        if not bars:
+            bars.append(tqdm(desc=title, total=total, file=sys.stderr, dynamic_ncols=True, mininterval=0.5))
+        bars[0].set_postfix_str(text, refresh=False)
+        bars[0].update(done - bars[0].n)
 
+    try:
         yield step
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 def numbers(values: dict[str, str], flag: str) -> dict[str, float]:
@@ -99,8 +104,8 @@ def size_in_bytes(text: str) -> int:
     figure = text.strip().upper().rstrip("KMGTIB ")
     unit = text.strip().upper()[len(figure) :].strip()
     try:
-        return int(float(figure) * units[unit])
-    except (ValueError, KeyError):
+        return max(int(float(figure) * units[unit]), 0)
+    except (ValueError, KeyError, OverflowError):
         raise BadInput("not an amount of memory", expected="such as 500MB or 2GB", got=repr(text)) from None
 
 
@@ -447,6 +452,8 @@ def reindex(
 
     place = Workspace.locate(workspace)
     store = retrieval.generations(place, name or retrieval.only_corpus(place))
+    if store.current() is None:
+        raise MissingData(f"no index of {name}", fix="run `python cli.py index` first")
     if list_:
         lines = [
             f"{'*' if row['live'] else ' '} {row['generation']}  {row['videos']} videos  {row['how']}"

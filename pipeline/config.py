@@ -53,7 +53,14 @@ class Workspace:
     @classmethod
     def locate(cls, option: Path | None = None) -> "Workspace":
         """--workspace, else $DITS_WORKSPACE, else ./workspace."""
-        return cls(Path(option or os.environ.get("DITS_WORKSPACE") or "workspace"))
+        root = Path(option or os.environ.get("DITS_WORKSPACE") or "workspace")
+        nearest = next(folder for folder in (root, *root.resolve().parents) if folder.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            raise BadInput(
+                f"{root} cannot be the workspace", expected="a folder that can be written to", got=f"{nearest}",
+                fix="give another --workspace, or set $DITS_WORKSPACE",
+            )  # fmt: skip
+        return cls(root)
 
     def dataset_dir(self, name: str) -> Path:
         return self.root / "datasets" / safe_name(name)

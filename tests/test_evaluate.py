@@ -197,7 +197,8 @@ def test_index_part(tmp_path):
     assert everything.metrics["index"]["loss"] == 0.0
     sims, own = full_matrix(head, videos, texts)
     vectors = np.asarray(generations.open().rows().vectors, np.float32)
-    near = np.argsort(-(Scorer(head, videos).aligned(texts.text_embeds) @ vectors.T), axis=1)[:, :10]
+    scorer = Scorer(head, videos)
+    near = np.argsort(-(scorer.queries(scorer.texts(texts.text_embeds)) @ vectors.T), axis=1)[:, :10]
     kept = 100 * np.mean([sims[t].argmax() in near[t] for t in range(len(own))])
     assert part["shortlist_recall"]["10"] == pytest.approx(kept, abs=1.0)
     hits = [own[t] in near[t] and sims[t, own[t]] >= sims[t, near[t]].max() for t in range(len(own))]

@@ -24,7 +24,8 @@ from pipeline.train.tokens import TokenCache, embed_texts, embed_videos
 SENTENCES = ["a small red circle", "a large white bar on a plum background and a green ring at the top left", "a star"]
 
 
-LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ("ViT-B-32", "ViT-B-32-quickgelu", "ViT-B-16")]
+SAMPLE = pytest.param("ViT-B-32", marks=[pytest.mark.slow, pytest.mark.slow_sample])
+LARGE = [SAMPLE, *(pytest.param(name, marks=pytest.mark.slow) for name in ("ViT-B-32-quickgelu", "ViT-B-16"))]
 
 
 @pytest.mark.parametrize("model", ["shapes-clip", *LARGE])
@@ -98,6 +99,8 @@ def test_a_tuned_run_moves_clip_and_everything_follows(extracted, tmp_path):
         train_with_blocks(extracted, chosen, config, settings, TuneSettings(3))
     result = train_with_blocks(extracted, chosen, config, settings, TuneSettings(2, clip_lr=1e-3), run="tuned")
     assert result["run"] == "tuned"
+    again = train_with_blocks(extracted, chosen, config, settings, TuneSettings(2, clip_lr=1e-3), run="tuned")
+    assert again == result  # finished runs are returned, not trained anew
     tuned = choose_store(extracted)
     assert tuned.encoder == "shapes-clip+tuned"
     assert choose_head(extracted, tuned).run == "tuned"

@@ -9,7 +9,7 @@ from dits_head.config import HeadConfig
 from dits_head.head import RetrievalHead, build_head
 from pipeline.config import Workspace
 from pipeline.datasets.assemble import claim
-from pipeline.errors import BadInput, MissingData
+from pipeline.errors import BadInput, CorruptShard, MissingData
 from pipeline.stores.atomic import read_json, write_json
 from pipeline.stores.checkpoints import load_head
 from pipeline.stores.features import FeatureStore
@@ -100,11 +100,7 @@ def choose_head(
         return open_head(Path(head_dir), chosen.store)
     runs = workspace.head_dirs(chosen.dataset)
     if run is None:
-        runs = [
-            path
-            for path in runs
-            if read_json(path / "config.json")["encoder"] | chosen.store.cache_settings == chosen.store.settings
-        ]
+        runs = [path for path in runs if _made_for(path, chosen.store)]
         run = runs[-1].name if runs else ZERO_SHOT
     if run == ZERO_SHOT:
         config = HeadConfig(head="mean-pool", dim=chosen.store.dim)
@@ -118,9 +114,19 @@ def choose_head(
     return open_head(workspace.head_dir(chosen.dataset, run), chosen.store)
 
 
+def _made_for(folder: Path, store: FeatureStore) -> bool:
+    record = read_json(folder / "config.json", needs=("head", "encoder"))
+    return bool(record["encoder"] | store.cache_settings == store.settings)
+
+
 def open_head(folder: Path, store: FeatureStore) -> ChosenHead:
     weights, record = load_head(folder)
-    config = HeadConfig.from_dict(record["head"])
+    try:
+        config = HeadConfig.from_dict(record["head"])
+    except (TypeError, ValueError) as error:
+        raise CorruptShard(
+            f"{folder}/config.json holds no head that can be built: {error}", fix="train it again"
+        ) from None
     if config.dim != store.dim:
         raise BadInput(
             f"the head in {folder} is of another width than the features in {store.path}",
@@ -130,5 +136,8 @@ def open_head(folder: Path, store: FeatureStore) -> ChosenHead:
         )
     store.require({**record["encoder"], **store.cache_settings}, f"use the head in {folder}")
     head = build_head(config)
-    head.load_state_dict(weights)
+    try:
+        head.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CorruptShard(f"the weights in {folder} are not this head's ({error})", fix="train it again") from None
     return ChosenHead(folder.name, head.eval(), record)

@@ -52,6 +52,8 @@ def reproduce(
     progress: Callable[[int, int, str], None],
 ) -> dict[str, str]:
     """{table: Markdown}. Raises BadInput for an unknown table."""
+    if seeds < 1 or (jobs is not None and jobs < 1):
+        raise BadInput("--seeds and --jobs", expected="1 or more", got=f"{seeds}, {jobs}")
     for name in names:
         if name not in TABLES:
             raise BadInput(f"unknown table {name!r}", expected=", ".join([*TABLES, "all"]), got=name)

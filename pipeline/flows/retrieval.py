@@ -16,7 +16,7 @@ from pipeline.flows.choose import Chosen, ChosenHead, choose_head, choose_store,
 from pipeline.flows.extract import embed_queries, folder_name, thumbnail
 from pipeline.retrieve.choose import Need, choose
 from pipeline.retrieve.evaluate import Evaluation, Options, evaluate
-from pipeline.retrieve.index import IndexSpec
+from pipeline.retrieve.index import IndexSpec, require_known
 from pipeline.retrieve.reindex import Maker, Policy, Reindexed, build_index, reindex_vectors
 from pipeline.retrieve.report import sample_queries, write_report
 from pipeline.retrieve.scoring import head_fingerprint
@@ -29,6 +29,7 @@ from pipeline.stores.manifest import Manifest, VideoEntry, read_manifest
 from pipeline.train.align import align_texts, pool_videos
 
 Say = Callable[[str], None]
+VERIFY_WITH = 200  # captions that a new index is verified with
 FIGURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
 
@@ -40,8 +41,10 @@ def build_corpus_index(
 ) -> Reindexed:
     """Index every video of the data set with a head; verified with its own captions where it has some."""
     require_indexable(head)
+    require_known(spec, chosen.store.dim)
     videos = chosen.store.videos(mmap=True)
     texts = chosen.store.texts()
+    sample = np.random.default_rng(0).permutation(len(texts))[:VERIFY_WITH]
     return build_index(
         generations(workspace, chosen.dataset),
         videos.video_ids,
@@ -49,7 +52,7 @@ def build_corpus_index(
         pool_videos(head.head, videos),
         spec=spec,
         maker=maker(chosen, head),
-        queries=align_texts(head.head, texts.text_embeds) if len(texts) else None,
+        queries=align_texts(head.head, texts.text_embeds[sample]) if len(texts) else None,
         gpu=gpu,
         say=say,
     )

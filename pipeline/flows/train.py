@@ -24,7 +24,7 @@ from pipeline.retrieve.metrics import retrieval_metrics
 from pipeline.stores import checkpoints
 from pipeline.stores.atomic import read_json
 from pipeline.train.batches import BatchSource, PairData, training_features
-from pipeline.train.loop import Progress, TrainSettings, parameter_groups, train
+from pipeline.train.loop import Progress, RunState, TrainSettings, parameter_groups, train
 
 NARROW = 256  # width of a head below which threads do not pay
 
@@ -56,6 +56,7 @@ def train_head(
     if (run_dir / "config.json").exists():
         return finished_run(run_dir, identity)
 
+    require_devices(devices)
     train_split, val_split, selected_on = training_features(chosen.store, settings.seed)
     train_data, val_data = PairData.of(*train_split), PairData.of(*val_split)
     torch.manual_seed(settings.seed)
@@ -78,7 +79,16 @@ def train_head(
             fabric=fabric,
             progress=progress,
         )
-    record = {
+    record = run_record(identity, run, selected_on, state)
+    if fabric.is_global_zero:
+        checkpoints.save_head(run_dir, head.state_dict(), record)
+        checkpoints.clear_resume(run_dir)
+    return summary(record)
+
+
+def run_record(identity: Mapping[str, Any], run: str, selected_on: str, state: RunState) -> dict[str, Any]:
+    """What a finished run's config.json says, beside what it was made of."""
+    return {
         **identity,
         "run": run,
         "selected_on": selected_on,
@@ -86,10 +96,6 @@ def train_head(
         "seconds": round(state.seconds, 1),
         "peak_mb": peak_memory_mb(),
     }
-    if fabric.is_global_zero:
-        checkpoints.save_head(run_dir, head.state_dict(), record)
-        checkpoints.clear_resume(run_dir)
-    return summary(record)
 
 
 def validator(data: PairData) -> Callable[[RetrievalHead], Mapping[str, float]]:
@@ -130,6 +136,11 @@ def peak_memory_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
+def require_devices(devices: int) -> None:
+    if devices < 1:
+        raise BadInput("--devices", expected="1 or more", got=devices)
+
+
 @contextmanager
 def sensible_threads(dim: int, device: torch.device) -> Iterator[None]:
     """One thread for narrow heads on a CPU: sharing such small matrices takes longer than multiplying them (a DITS step
@@ -145,7 +156,8 @@ def sensible_threads(dim: int, device: torch.device) -> Iterator[None]:
 
 def finished_run(run_dir: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     record = read_json(run_dir / "config.json")
-    if difference := describe_difference({name: record[name] for name in identity}, identity):
+    made_of = record.get("tuned_from", record)  # a tuned run's own encoder is another than the one it began with
+    if difference := describe_difference({name: made_of.get(name) for name in identity}, identity):
         raise FingerprintMismatch(
             f"{run_dir} holds a head trained with other settings ({difference})", fix="give --run another name"
         )

@@ -25,7 +25,15 @@ from pipeline.extract.encoder import Encoder
 from pipeline.extract.weights_loading import ACTIVATION, weights_digest
 from pipeline.flows.choose import Chosen, remember_store
 from pipeline.flows.extract import encoder_of
-from pipeline.flows.train import finished_run, free_bytes, loggers, peak_memory_mb, summary, validation_metrics
+from pipeline.flows.train import (
+    finished_run,
+    free_bytes,
+    loggers,
+    require_devices,
+    run_record,
+    summary,
+    validation_metrics,
+)
 from pipeline.stores import checkpoints
 from pipeline.stores.atomic import atomic_write, read_json, write_json
 from pipeline.stores.features import FeatureStore, TextFeatures, VideoFeatures
@@ -73,7 +81,7 @@ def train_with_blocks(
         raise BadInput(
             f"{chosen.store.path} does not hold the activations to train {tune.blocks} blocks",
             expected=f"--train-blocks up to {cached}" if cached else "features extracted with --cache-blocks",
-            got=tune.blocks,
+            got=f"--train-blocks {tune.blocks}",
             fix=f"extract with --cache-blocks {tune.blocks}",
         )
     identity = {
@@ -87,6 +95,7 @@ def train_with_blocks(
     if (run_dir / "config.json").exists():
         return finished_run(run_dir, identity)
 
+    require_devices(devices)
     (videos, texts), (val_videos, val_texts), selected_on = training_features(chosen.store, settings.seed)
     encoder = encoder_of(chosen.store, device="cpu")
     torch.manual_seed(settings.seed)
@@ -124,14 +133,7 @@ def train_with_blocks(
         fabric=fabric,
         progress=progress,
     )
-    record = {
-        **identity,
-        "run": run,
-        "selected_on": selected_on,
-        "val": state.best,
-        "seconds": round(state.seconds, 1),
-        "peak_mb": peak_memory_mb(),
-    }
+    record = run_record(identity, run, selected_on, state)
     if fabric.is_global_zero:
         model = model.cpu()
         store = publish_tuned(workspace, chosen, encoder, towers, run, run_dir)

@@ -47,6 +47,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.ties not in TIES:
             raise BadInput("unknown tie rule", expected=" | ".join(TIES), got=self.ties)
+        if self.shortlist < 1:
+            raise BadInput("--shortlist", expected="1 or more", got=self.shortlist)
         if unknown := set(self.post) - {"dual-softmax", "query-bank"}:
             raise BadInput("unknown normalisation", expected="dual-softmax | query-bank", got=", ".join(unknown))
 

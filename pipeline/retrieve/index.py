@@ -178,6 +178,11 @@ def new_index(factory: str, dim: int) -> Any:
     return index
 
 
+def require_known(spec: IndexSpec, dim: int) -> None:
+    """BadInput where FAISS does not know the factory string or one of the search parameters, before any work."""
+    _set_parameters(new_index(spec.factory, dim), spec.search)
+
+
 def merge(parts: Sequence[VectorIndex]) -> VectorIndex:
     """One index from shards that were trained alike (``VectorIndex`` of IVF types, or Flat); the parts are spent.
 

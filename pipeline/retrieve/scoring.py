@@ -86,9 +86,13 @@ class Scorer:
         """What scoring takes for texts (T, D): prepared once, whatever they are scored against."""
         return self.head.prepare_texts(self._tensor(text_embeds))
 
-    def aligned(self, text_embeds: NDArray[Any]) -> NDArray[np.float32]:
-        """Vectors to search an index with (T, D). Raises HeadNeedsVideo for a head that no index can hold."""
-        return self.head.align_text(self._tensor(text_embeds)).cpu().numpy()
+    def queries(self, texts: torch.Tensor) -> NDArray[np.float32]:
+        """Vectors (T, D) to search an index with, of prepared `texts`. BadInput for a head that no index can hold."""
+        if reason := self.head.config.needs_video:
+            raise BadInput(
+                f"no index can hold head {self.head.config.head!r}: {reason}", fix="evaluate without --index"
+            )
+        return (texts if texts.ndim == 2 else texts[:, 0]).cpu().numpy()
 
     # -- scores --------------------------------------------------------------------------------------------------------
 

@@ -47,9 +47,10 @@ def two_stage(
 
     ``gallery_rows`` (videos of the index,): where each stands in the scorer's gallery. Missing entries: -inf and -1.
     """
-    found = index.search(scorer.aligned(text_embeds), min(shortlist, len(gallery_rows)), only=only)[1]
+    texts = scorer.texts(text_embeds)
+    found = index.search(scorer.queries(texts), min(shortlist, len(gallery_rows)), only=only)[1]
     candidates = np.where(found >= 0, gallery_rows[np.maximum(found, 0)], -1)
-    scores = rerank(scorer, scorer.texts(text_embeds), candidates)
+    scores = rerank(scorer, texts, candidates)
     order = np.argsort(-scores, axis=1, kind="stable")
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(candidates, order, axis=1)
 

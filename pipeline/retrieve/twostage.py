@@ -106,10 +106,11 @@ def evaluate_index(
     only = indexed.rows >= 0 if np.any(indexed.rows < 0) else None
     size = len(scorer.videos)
     lengths = sorted({min(k, size) for k in (*SHORTLISTS, shortlist)})
-    found = indexed.index.search(scorer.aligned(text_embeds), lengths[-1], only=only)[1]
+    texts = scorer.texts(text_embeds)
+    found = indexed.index.search(scorer.queries(texts), lengths[-1], only=only)[1]
     candidates = np.where(found >= 0, indexed.rows[np.maximum(found, 0)], -1)
     depth = min(shortlist, size)
-    scores = rerank(scorer, scorer.texts(text_embeds), candidates[:, :depth])
+    scores = rerank(scorer, texts, candidates[:, :depth])
     wanted = [k for k in lengths if k <= depth]
     seconds = _seconds(lambda: two_stage(scorer, indexed.index, indexed.rows, text_embeds, depth, only=only))
     alone = text_embeds[:_ONE_BY_ONE, None]

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,14 +54,22 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """Raises MissingData when the file is absent, CorruptShard when it does not parse."""
+def read_json(path: Path, needs: Collection[str] = ()) -> Any:
+    """Raises MissingData when the file is absent, CorruptShard when it does not parse or is not an object with the
+    keys that it `needs`."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MissingData(f"{path} is missing", fix="run the stage that writes it") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CorruptShard(f"{path} is not valid JSON ({error})", fix="delete it and run its stage again") from None
+    if needs and (not isinstance(value, dict) or not set(needs) <= value.keys()):
+        found = ", ".join(value) if isinstance(value, dict) else type(value).__name__
+        raise CorruptShard(
+            f"{path} is damaged", expected=", ".join(sorted(needs)), got=found or "nothing",
+            fix="delete it and run its stage again",
+        )  # fmt: skip
+    return value
 
 
 def sha256_file(path: Path) -> str:

@@ -30,7 +30,8 @@ def load_head(run_dir: Path) -> tuple[Tensors, dict[str, Any]]:
     """(weights, record). Raises MissingData when no finished head is there."""
     if not (run_dir / "config.json").exists():
         raise MissingData(f"no trained head at {run_dir}", fix="run `python cli.py train-head` first")
-    return _load(run_dir / "model.safetensors"), read_json(run_dir / "config.json")
+    record = read_json(run_dir / "config.json", needs=("head", "encoder"))
+    return _load(run_dir / "model.safetensors"), record
 
 
 def save_resume(run_dir: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:

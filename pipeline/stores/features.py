@@ -326,19 +326,20 @@ class FeatureStore:
 
     def frame_tokens(self, video_ids: Sequence[str]) -> dict[str, MappedRows]:
         """The cached activations of these videos, in this order: frame_tokens, and frame_token_scale where int8."""
-        places = np.array([self._rows["videos"][video_id] for video_id in video_ids], dtype=np.int64).reshape(-1, 2)
-        paths = self.shard_paths("videos")
-        names = [name for name in ("frame_tokens", "frame_token_scale") if name in read_marker(paths[0])["columns"]]
-        found: Any = {name: [read_shard(path, [name], mmap=True)[name] for path in paths] for name in names}
-        return {name: MappedRows(parts, places) for name, parts in found.items()}
+        columns = self._cached("videos", ("frame_tokens", "frame_token_scale"), video_ids)
+        return {name: MappedRows(parts, places) for name, (parts, places) in columns.items()}
 
     def text_tokens(self, caption_ids: Sequence[str]) -> dict[str, MappedRagged]:
         """The same for captions, each cut to its own length."""
-        places = np.array([self._rows["texts"][name] for name in caption_ids], dtype=np.int64).reshape(-1, 2)
-        paths = self.shard_paths("texts")
-        names = [name for name in ("text_tokens", "text_token_scale") if name in read_marker(paths[0])["columns"]]
-        found: Any = {name: [read_shard(path, [name], mmap=True)[name] for path in paths] for name in names}
-        return {name: MappedRagged(parts, places) for name, parts in found.items()}
+        columns = self._cached("texts", ("text_tokens", "text_token_scale"), caption_ids)
+        return {name: MappedRagged(parts, places) for name, (parts, places) in columns.items()}
+
+    def _cached(self, kind: str, names: Sequence[str], ids: Sequence[str]) -> dict[str, tuple[Any, np.ndarray]]:
+        """Those of the columns that the shards have: their parts, mapped, and the place of each id in them."""
+        places = np.array([self._rows[kind][name] for name in ids], dtype=np.int64).reshape(-1, 2)
+        paths = self.shard_paths(kind)
+        there = [name for name in names if name in read_marker(paths[0])["columns"]]
+        return {name: ([read_shard(path, [name], mmap=True)[name] for path in paths], places) for name in there}
 
     def splits(self) -> list[str]:
         """The splits that have videos, each once."""

@@ -35,6 +35,7 @@ from pipeline.errors import BadInput, CorruptShard, MissingData, StoreBusy
 from pipeline.stores.atomic import atomic_write, fsync_dir, fsync_file, read_json, sha256_file, write_json
 from pipeline.stores.rows import Rows
 
+_INFO = ("files", "videos", "verified")  # what every index.json holds
 _NAME = re.compile(r"gen-(\d{6,})")
 _OPEN_ATTEMPTS = 50  # each lost race means that a writer finished a whole generation meanwhile
 
@@ -111,7 +112,7 @@ class GenerationStore:
         live = self.current()
         records = []
         for name in self.names():
-            info = read_json(self.root / name / "index.json")
+            info = read_json(self.root / name / "index.json", needs=_INFO)
             files = info.pop("files")
             records.append(
                 {"generation": name, "live": name == live, "bytes": sum(f["bytes"] for f in files.values())} | info
@@ -152,7 +153,11 @@ class GenerationStore:
         return None
 
     def _opened(self, path: Path, descriptor: int) -> Generation:
-        generation = Generation(path, read_json(path / "index.json"), descriptor)
+        try:
+            generation = Generation(path, read_json(path / "index.json", needs=_INFO), descriptor)
+        except CorruptShard:
+            os.close(descriptor)
+            raise
         for name, expected in generation.info["files"].items():
             size = (path / name).stat().st_size if (path / name).exists() else None
             if size != expected["bytes"]:

@@ -68,7 +68,7 @@ def read_marker(path: Path) -> dict[str, Any]:
     """The marker of a shard; CorruptShard when the shard has none, or is not the size that it was written with."""
     if not marker_path(path).exists():
         raise CorruptShard(f"{path} has no marker, so it was never finished", fix="run extract again: it is redone")
-    marker = read_json(marker_path(path))
+    marker = read_json(marker_path(path), needs=("rows", "bytes", "sha256", "columns"))
     size = path.stat().st_size if path.exists() else None
     if size != marker["bytes"]:
         raise CorruptShard(

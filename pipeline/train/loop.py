@@ -63,6 +63,8 @@ class TrainSettings:
         for name in ("lr", "epochs", "batch_size", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise BadInput(f"--{name.replace('_', '-')}", expected="more than 0", got=getattr(self, name))
+        if self.seed < 0:
+            raise BadInput("--seed", expected="0 or more", got=self.seed)
         if not 0 <= self.warmup < 1:
             raise BadInput("--warmup", expected="a fraction, 0 <= warmup < 1", got=self.warmup)
 

@@ -1,0 +1,153 @@
+"""The command line: bad input is one line, exit code 2 and nothing left behind; `--json` is one object."""
+
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+import cli
+from dits_head.config import HeadConfig
+from dits_head.head import build_head
+from pipeline.config import Workspace
+from pipeline.extract.settings import ExtractSettings
+from pipeline.flows.extract import dataset_manifest, extract_manifest
+from pipeline.stores import checkpoints
+from pipeline.stores.features import FeatureStore
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory):
+    """A workspace with shapes, small: 12 train, 4 val, 8 test clips."""
+    root = tmp_path_factory.mktemp("cli")
+    manifest = dataset_manifest(Workspace(root), "shapes", None, None, None, {"train": 12, "val": 4, "test": 8})
+    extract_manifest(Workspace(root), manifest, ExtractSettings(precision="float32"), progress=False)
+    return root
+
+
+@pytest.fixture
+def workspace(extracted, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(extracted, tmp_path / "workspace")
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def refused(*arguments):
+    """The one line on stderr of a command that exits with 2."""
+    result = run(*arguments, code=2)
+    assert result.stdout == ""
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "Traceback" not in result.stderr
+    return errors[0]
+
+
+def test_bad_input_to_extract(tmp_path):
+    here = ("--workspace", tmp_path / "w")
+    assert "expected shapes, msrvtt" in refused("extract", "--dataset", "nonsense", *here)
+    assert "--videos" in refused("extract", "--videos", tmp_path / "absent", *here)
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips/a.mp4").write_bytes(b"no video")
+    captions = tmp_path / "captions.csv"
+    captions.write_text("video_id,caption\nb,a dog\n")
+    line = refused("extract", "--videos", tmp_path / "clips", "--captions", captions, *here)
+    assert "1 of 1 videos are not in" in line
+    assert "'b'" in line
+    line = refused("extract", "--videos", tmp_path / "clips", "--model", "ViT-B-23", *here)
+    assert "ViT-B-32" in line
+    (tmp_path / "file").write_text("")
+    assert "workspace" in refused("extract", "--dataset", "shapes", "--workspace", tmp_path / "file" / "w")
+    assert not list((tmp_path / "w").glob("features/*/*/videos-*"))  # nothing half-written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("train-head", "--seed", "-1"), "--seed"),
+        (("train-head", "--lr", "-1"), "--lr"),
+        (("train-head", "--devices", "0"), "--devices"),
+        (("train-head", "--set", "nonsense=1"), "--set nonsense"),
+        (("train-head", "--set", "T_prime=many"), "a int"),
+        (("train-head", "--set", "condition=v", "--set", "index_loss=1"), "index_loss"),
+        (("train-head", "--train-blocks", "2"), "--cache-blocks"),
+        (("train-head", "--start-from", "nope"), "no trained head"),
+        (("evaluate", "--run", "nope"), "zero-shot"),
+        (("evaluate", "--memory-limit", "2XB"), "500MB"),
+        (("evaluate", "--memory-limit", "infGB"), "500MB"),
+        (("evaluate", "--shortlist", "0"), "--shortlist"),
+        (("evaluate", "--split", "nope"), "no split"),
+        (("index", "--factory", "Nonsense"), "Nonsense"),
+        (("index", "--search", "nprobe=3"), "nprobe"),
+        (("index", "--recall", "2"), "--recall"),
+        (("index", "--recall", "0.9", "--factory", "Flat"), "exclude"),
+        (("search", "a red ring"), "no index"),
+        (("reindex", "--index", "nope", "--list"), "no index"),
+        (("reproduce", "--table", "nonsense"), "open"),
+        (("reproduce", "--table", "7", "--seeds", "0"), "--seeds"),
+        (("export-clip", "nope", "out.safetensors"), "--train-blocks"),
+        (("doctor", "--dataset", "nope"), "unknown data set"),
+    ],
+)
+def test_bad_settings_are_one_line_and_leave_nothing(workspace, arguments, said):
+    before = sorted(workspace.rglob("*"))
+    assert said in refused(*arguments, "--workspace", workspace)
+    assert sorted(workspace.rglob("*")) == before
+
+
+def test_damaged_files_are_named(workspace):
+    here = ("--workspace", workspace)
+    shard = next(workspace.glob("features/shapes/shapes-clip/videos-*.h5"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100])
+    assert shard.name in refused("evaluate", *here)
+    shard.write_bytes(whole)
+    marker = shard.with_suffix(".json")
+    kept = marker.read_text()
+    marker.write_text("{}")
+    assert marker.name in refused("evaluate", *here)
+    marker.write_text(kept)
+    run("evaluate", *here)
+
+
+def test_heads_and_indexes_of_something_else_are_refused(workspace):
+    here = ("--workspace", workspace)
+    store = FeatureStore.open(workspace / "features/shapes/shapes-clip")
+    for name, dim in (("narrow", 64), ("other", store.dim)):
+        config = HeadConfig(head="xpool", dim=dim)
+        record = {"head": config.to_dict(), "encoder": store.settings, "run": name, "selected_on": "val"}
+        checkpoints.save_head(workspace / "heads/shapes" / name, build_head(config).state_dict(), record)
+    assert "another width" in refused("evaluate", "--run", "narrow", *here)
+    assert "another width" in refused("index", "--run", "narrow", *here)
+    run("index", "--run", "zero-shot", *here)
+    rebuilt = run("evaluate", "--run", "other", "--index", *here)
+    assert "made with another head" in rebuilt.stderr
+    damaged = workspace / "heads/shapes/other/config.json"
+    damaged.write_text("{}")
+    assert "config.json" in refused("search", "a red ring", *here)
+
+
+def test_json_is_one_object_on_stdout(workspace, extracted, tmp_path):
+    here = ("--workspace", workspace, "--json")
+    evaluation = json.loads(run("evaluate", "--index", *here).stdout)
+    assert set(evaluation) == {"t2v", "v2t", "index", "protocol"}
+    assert set(evaluation["t2v"]) == {"R@1", "R@5", "R@10", "MdR", "MnR", "queries", "gallery"}
+    assert set(evaluation["index"]) == {"shortlist_recall", "R@1", "loss", "queries_per_second", "bytes"}
+    hits = json.loads(run("search", "a red ring", "--top", 3, *here).stdout)
+    assert [set(hit) for hit in hits] == [{"video_id", "path", "score"}] * 3
+    new = tmp_path / "new"
+    new.mkdir()
+    clip = next((extracted / "datasets/shapes").rglob("*.mp4"))
+    shutil.copy(clip, new / "copy.mp4")
+    found = json.loads(run("reindex", "--corpus", new, *here).stdout)
+    assert set(found) == {"generation", "added", "deleted", "total", "verified"}
+    assert (found["added"], found["total"]) == (1, 25)
+    assert json.loads(run("reindex", "--corpus", new, *here).stdout)["added"] == 0  # it is there already
+    gone = json.loads(run("reindex", "--delete", "copy.mp4", *here).stdout)
+    assert (gone["deleted"], gone["total"]) == (1, 24)
+    listed = json.loads(run("reindex", "--list", *here).stdout)
+    assert [row["live"] for row in listed] == [False] * (len(listed) - 1) + [True]
