@@ -32,7 +32,7 @@ class HeadConfig:
         `pooling` and its speed.
     pool_query: the vector that attends to the frames: the encoder's `text` (the paper's v|t) or the `aligned` text.
     init_logit_scale: exp of the starting temperature parameter (CLIP's own ends at 100).
-    index_vectors: vectors a video that an index holds, one for each of as many stretches of the video; by default 4, the
+    index_vectors: vectors a video that an index holds, one for each of as many stretches of it; by default 4, the
         fewest that keep the exhaustive winner in a shortlist of 50 of 1000 in 99 % of queries (docs/results.md), and 1
         for mean pooling.
     index_loss: weight of an additional contrastive loss between the aligned text and the text-independent vector that
