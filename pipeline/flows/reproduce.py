@@ -24,7 +24,6 @@ from pipeline.stores.atomic import atomic_write, write_json
 
 FIRST_SEED = 24  # the paper's
 FIGURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
-ALL_OF_THE_PAPER = ("4", "5a", "6a", "6b", "7", "8")
 
 
 @dataclass(frozen=True)

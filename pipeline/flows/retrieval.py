@@ -280,7 +280,6 @@ def reindex(
     chosen = choose_store(workspace, origin["dataset"], origin["encoder"])
     head = choose_head(workspace, chosen, run or origin["run"])
     require_indexable(head)
-    add: list[str] = []
     if corpus is not None:
         entries = new_entries(corpus, chosen.store)
         say(f"{len(entries)} new files in {corpus}")
@@ -293,8 +292,8 @@ def reindex(
             )
             say(f"{report.inputs} inputs = {report.done} done + {report.failed} failed + {report.skipped} skipped")
             chosen = replace(chosen, store=FeatureStore.open(chosen.store.path))
-        add = chosen.store.videos(mmap=True).video_ids
-    videos = chosen.store.videos(mmap=True)
+    videos, deleted = chosen.store.videos(mmap=True), set(delete)
+    add = [] if corpus is None else [video_id for video_id in videos.video_ids if video_id not in deleted]
     row = {video_id: index for index, video_id in enumerate(videos.video_ids)}
     paths = locations(chosen.store, videos)
 
@@ -303,8 +302,8 @@ def reindex(
 
     return reindex_vectors(
         generations(workspace, name),
-        add_ids=[video_id for video_id in add if video_id not in set(delete)],
-        add_paths=[paths[row[video_id]] for video_id in add if video_id not in set(delete)],
+        add_ids=add,
+        add_paths=[paths[row[video_id]] for video_id in add],
         delete=delete,
         pool=pool,
         maker=maker(chosen, head),
