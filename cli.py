@@ -537,6 +537,33 @@ def reproduce(
     show(written, as_json, "\n\n".join(written.values()))
 
 
+@app.command()
+def figures(
+    run: Annotated[list[str] | None, typer.Option(help="A run's name; repeatable [default: the last]")] = None,
+    against: Annotated[str | None, typer.Option(help="Draw the change in cosine against this run too")] = None,
+    dataset: DatasetOption = None,
+    encoder: EncoderOption = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The paper's figures, PNG and SVG: the gap of texts to their videos before and after, R@1 against T'.
+
+    \b
+        python cli.py figures
+        python cli.py figures --run dits-1a2b3c4d --against xpool-1a2b3c4d
+    """
+    from pipeline.flows.choose import choose_head, choose_store
+    from pipeline.flows.figures import draw_figures
+
+    place = Workspace.locate(workspace)
+    chosen = choose_store(place, dataset, encoder)
+    heads = [choose_head(place, chosen, name) for name in run or (None,)]
+    base = choose_head(place, chosen, against) if against else None
+    drawn = draw_figures(place, chosen, heads, base, say=say)
+    files = [str(path) for path in drawn.files]
+    show({"gaps": drawn.means, "files": files}, as_json, "\n".join([drawn.table, *files]))
+
+
 @app.command("export-clip")
 def export_clip(
     run: Annotated[str, typer.Argument(help="A run trained with --train-blocks")],

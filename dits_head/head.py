@@ -75,8 +75,7 @@ class RetrievalHead(nn.Module):
 
         Raises HeadNeedsVideo where the system's score needs the video.
         """
-        if self.config.needs_video:
-            raise HeadNeedsVideo(f"head {self.config.head!r} cannot align a text alone: {self.config.needs_video}")
+        self._require_indexable()
         self._check_width(text_embeds)
         text = text_embeds.float()
         aligned = torch.empty_like(text)
@@ -149,6 +148,19 @@ class RetrievalHead(nn.Module):
         T, K = videos.basis.shape[:2]
         compared, query = (x.repeat_interleave(K, dim=0)[:, None] for x in self._split(texts))  # (T * K, 1, D)
         return self._scorer(compared, query)(videos.flatten()).view(T, K)
+
+    @torch.no_grad()
+    def pair_vectors(self, text_embeds: Tensor, frame_embeds: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Text i and its own video i, (N, D), (N, F, D), (N, F) -> the compared text and v|t, (N, D) float32 each.
+        The cosine of the two is the pair's score. Neither has unit length.
+
+        Raises HeadNeedsVideo where `align_text` does.
+        """
+        self._require_indexable()
+        compared, query = self._split(self.prepare_texts(text_embeds))
+        queries = self.pooling.queries(query)[:, None]  # (N, 1, D): each video meets its own text alone
+        videos = self.prepare_videos(frame_embeds, frame_mask)
+        return compared, self.pooling.pool_prepared(queries, videos).vectors()[:, 0]
 
     # ---------------------------------------------------------------- training
 
@@ -301,6 +313,10 @@ class RetrievalHead(nn.Module):
     def _windows(self, videos: Videos) -> Tensor:
         """Unit vectors (V, M, D)."""
         return normalise(self.pooling.pool_windows(videos, self.config.vectors).vectors())
+
+    def _require_indexable(self) -> None:
+        if self.config.needs_video:
+            raise HeadNeedsVideo(f"head {self.config.head!r} cannot align a text alone: {self.config.needs_video}")
 
     def _check_width(self, embeds: Tensor) -> None:
         if embeds.shape[-1] != self.config.dim:

@@ -113,6 +113,20 @@ def test_score_is_the_cosine_of_the_aligned_text_and_the_video_pooled_for_the_te
         torch.testing.assert_close(head.score(text, frames, mask), expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_pair_vectors_are_what_the_score_compares(system: str, data: tuple[Tensor, Tensor, Tensor]) -> None:
+    text, frames, mask = (x[:40] for x in data)
+    head = make(system)
+    if system in NEED_VIDEO:
+        with pytest.raises(HeadNeedsVideo):
+            head.pair_vectors(text, frames, mask)
+        return
+    compared, video = head.pair_vectors(text, frames, mask)
+    scores = head.score(text, frames, mask).diagonal()
+    torch.testing.assert_close(F.cosine_similarity(compared, video, dim=-1), scores, atol=1e-6, rtol=0)
+    assert torch.equal(compared, head.align_text(text))
+
+
 def test_systems_that_need_the_video_against_a_loop_over_pairs(data: tuple[Tensor, Tensor, Tensor]) -> None:
     text, frames, mask = (x[:6] for x in data)
     for system in ("dits-v", "dits-tv", "dits-t-v"):

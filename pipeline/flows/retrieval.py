@@ -16,6 +16,7 @@ from pipeline.flows.choose import Chosen, ChosenHead, choose_head, choose_store,
 from pipeline.flows.extract import embed_queries, folder_name, thumbnail
 from pipeline.retrieve.choose import Need, choose
 from pipeline.retrieve.evaluate import Evaluation, Options, evaluate
+from pipeline.retrieve.gaps import RelevantPairs
 from pipeline.retrieve.index import IndexSpec, require_known
 from pipeline.retrieve.reindex import Maker, Policy, Reindexed, build_index, reindex_vectors
 from pipeline.retrieve.report import sample_queries, write_report
@@ -136,12 +137,15 @@ def evaluate_chosen(
     if report:
         samples = sample_queries(head.head, evaluation, videos, texts)
         found = dict(zip(videos.video_ids, locations(chosen.store, videos), strict=True))
+        aligns = head.head.indexable and head.head.config.aligns_text
+        gaps = RelevantPairs.of(head.head, videos, texts).histograms() if aligns else None
         write_report(
             folder / "report.html",
             evaluation,
             title=f"{chosen.dataset}: {head.run}",
             samples=samples,
             picture=lambda video_id, _: thumbnail(found[video_id]),
+            gaps=gaps,
         )
     return evaluation, folder
 

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.retrieve.choose import Row
+from pipeline.retrieve.drawing import COLOURS, LINES, dress, histograms, panels
 from pipeline.retrieve.evaluate import Evaluation
 from pipeline.retrieve.metrics import Counts, query_ranks
 from pipeline.retrieve.scoring import RetrievalHead, Scorer
@@ -33,7 +34,6 @@ from pipeline.stores.features import TextFeatures, VideoFeatures
 
 Picture = Callable[[str, str], bytes | None]
 FIGURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
-_COLOURS = ("#2f5bd0", "#d0702f", "#12805c", "#8a4fbf")
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def write_report(
 ) -> Path:
     """Write the page (atomically) and return its path.
 
-    ``gaps``: {what was measured: {"before": values (N,), "after": values}}, each drawn as a histogram. ``trade_off``:
-    the rows of `choose`.
+    ``gaps``: {what was measured: {"before": values (N,), "after": values}}, each drawn as a histogram (`gaps.gap`).
+    ``trade_off``: the rows of `choose`.
     """
     metrics, protocol = evaluation.metrics, evaluation.metrics["protocol"]
     page = _template().render(
@@ -208,10 +208,10 @@ def _charts(
 
 def _recall_curves(counts: Mapping[str, Counts]) -> Chart:
     figure, axes = _axes("K", "R@K, %")
-    for colour, (name, of) in zip(_COLOURS, counts.items(), strict=False):
+    for colour, line, (name, of) in zip(COLOURS, LINES, counts.items(), strict=False):
         ranks = np.sort(query_ranks(of))
         ks = np.unique(np.geomspace(1, max(2, min(1000, ranks[-1])), 60).astype(int))
-        axes.plot(ks, 100 * np.searchsorted(ranks, ks, side="right") / len(ranks), color=colour, label=name)
+        axes.plot(ks, 100 * np.searchsorted(ranks, ks, side="right") / len(ranks), line, color=colour, label=name)
     axes.set_xscale("log")
     axes.set_ylim(0, 102)
     axes.legend(frameon=False, loc="lower right")
@@ -225,9 +225,9 @@ def _shortlist_curve(metrics: Mapping[str, Any]) -> Chart:
         "holds the right video": metrics["index_details"]["shortlist_holds_right_video"],
         "R@1 after re-ranking": metrics["index_details"]["R@1_by_shortlist"],
     }
-    for colour, (name, values) in zip(_COLOURS, curves.items(), strict=False):
+    for colour, line, (name, values) in zip(COLOURS, LINES, curves.items(), strict=False):
         ks = sorted(values, key=int)
-        axes.plot([int(k) for k in ks], [values[k] for k in ks], "o-", color=colour, label=name, markersize=4)
+        axes.plot([int(k) for k in ks], [values[k] for k in ks], f"o{line}", color=colour, label=name, markersize=4)
     axes.axhline(metrics["t2v"]["R@1"], color="#5d6678", linestyle=":", label="R@1, exhaustive")
     axes.set_xscale("log")
     axes.legend(frameon=False, fontsize=8)
@@ -238,7 +238,7 @@ def _trade_off(rows: Sequence[Row]) -> Chart:
     figure, axes = _axes("recall against exact search", "queries a second, in batches")
     largest = max(row.bytes for row in rows)
     for row in rows:
-        colour = _COLOURS[1] if row.why else _COLOURS[0]
+        colour = COLOURS[1] if row.why else COLOURS[0]
         axes.scatter(row.recall, row.queries_per_second, s=20 + 300 * row.bytes / largest, color=colour, alpha=0.5)
         axes.annotate(
             row.spec.factory,
@@ -253,21 +253,14 @@ def _trade_off(rows: Sequence[Row]) -> Chart:
 
 
 def _gap(name: str, values: Mapping[str, NDArray[Any]]) -> Chart:
-    figure, axes = _axes(name, "pairs")
-    bins = np.histogram_bin_edges(np.concatenate([np.ravel(v) for v in values.values()]), bins=50)
-    for colour, (label, of) in zip(_COLOURS, values.items(), strict=False):
-        axes.hist(np.ravel(of), bins=bins, color=colour, alpha=0.5, label=f"{label}, mean {np.mean(of):.3g}")
-    axes.legend(frameon=False, fontsize=8)
+    figure, (axes,) = panels()
+    histograms(axes, name, values)
     return _chart(figure, "gap-" + "-".join(name.lower().split()), f"{name} over relevant pairs.")
 
 
 def _axes(x: str, y: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(4.6, 3.2), layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    figure, (axes,) = panels()
+    dress(axes, x, y)
     return figure, axes
 
 

@@ -123,6 +123,24 @@ class Scorer:
         scores = self.head.score_pairs(texts, prepared[index]).cpu().numpy()
         return np.where(candidates >= 0, scores, -np.inf)
 
+    def own_pairs(
+        self, text_embeds: NDArray[Any], own: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The compared text and v|t of each text (T, D) and its own video, row `own` (T,) of the gallery: (T, D) each.
+
+        BadInput for a head whose compared text depends on the video.
+        """
+        if reason := self.head.config.needs_video:
+            raise BadInput(f"no gap of head {self.head.config.head!r}: {reason}", fix="choose another --run")
+        parts = []
+        for start in range(0, len(own), LEAST_BLOCK):
+            texts, rows = self._tensor(text_embeds[start : start + LEAST_BLOCK]), own[start : start + LEAST_BLOCK]
+            frames, mask = self.videos.frame_embeds[rows], self.videos.frame_mask[rows]
+            pair = self.head.pair_vectors(texts, self._tensor(frames), torch.from_numpy(mask).to(self.device))
+            parts.append([x.cpu().numpy() for x in pair])
+        compared, pooled = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return compared, pooled
+
     def blocks(self) -> Iterator[tuple[int, Any]]:
         """The gallery in prepared blocks: (start, prepared)."""
         for start in range(0, len(self.videos), self.block):
