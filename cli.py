@@ -260,7 +260,12 @@ def train_head(
     train_blocks: Annotated[
         int, typer.Option(help="Train so many of CLIP's top blocks too, from cached activations")
     ] = 0,
-    clip_lr: Annotated[float, typer.Option(help="Learning rate of CLIP's blocks")] = 1e-5,
+    end_to_end: Annotated[
+        bool, typer.Option("--end-to-end", help="Train all of CLIP too, decoding the videos in every epoch")
+    ] = False,
+    clip_lr: Annotated[
+        float | None, typer.Option(help="Learning rate of CLIP [default: the data set's preset, or the paper's 1e-5]")
+    ] = None,
     layer_decay: Annotated[float, typer.Option(help="A block's rate over that of the block above it")] = 1.0,
     low_memory: Annotated[bool, typer.Option("--low-memory", help="Gradient checkpointing in CLIP's blocks")] = False,
     devices: Annotated[int, typer.Option(help="GPUs (or CPU processes) of this machine")] = 1,
@@ -279,23 +284,43 @@ def train_head(
     python cli.py train-head --head xpool
     python cli.py train-head --head dits --set T_prime=5 --set condition=t --seed 1
     python cli.py train-head --paper-literal
+    python cli.py train-head --head xpool --train-blocks 2
+    python cli.py train-head --head dits --end-to-end
     """
     from pipeline.flows.choose import choose_store
-    from pipeline.flows.train import head_config, recipe, train_head
-    from pipeline.flows.tune import TuneSettings, train_with_blocks
+    from pipeline.flows.train import head_config, preset_of, recipe, train_head
+    from pipeline.flows.tune import TuneSettings, remember_tuned, train_with_clip
     from pipeline.train.loop import TrainSettings
 
+    if end_to_end and train_blocks:
+        raise BadInput(
+            "--end-to-end and --train-blocks exclude each other",
+            fix="give --train-blocks K (top blocks, cached) or --end-to-end (all of CLIP, from the videos)",
+        )
     place = Workspace.locate(workspace)
     chosen = choose_store(place, dataset, encoder)
     config = head_config(chosen, head, pairs(set_, "--set"), paper_literal=paper_literal)
     settings = TrainSettings(**recipe(chosen, lr=lr, epochs=epochs, batch_size=batch_size), seed=seed)
     say(f"training {config.head} on {chosen.dataset}/{chosen.encoder}")
     with stepwise(config.head) as progress:
-        if train_blocks:
-            tune = TuneSettings(train_blocks, clip_lr, layer_decay, low_memory)
-            result = train_with_blocks(
-                place, chosen, config, settings, tune, run=run, devices=devices, progress=progress
+        if train_blocks or end_to_end:
+            given = {} if clip_lr is None else {"clip_lr": clip_lr}
+            rates = preset_of(chosen).get("tune", {}) | given
+            tune = TuneSettings(
+                train_blocks or None, **rates, layer_decay=layer_decay, gradient_checkpointing=low_memory
             )
+            result = train_with_clip(
+                place,
+                chosen,
+                config,
+                settings,
+                tune,
+                run=run,
+                start_from=start_from,
+                devices=devices,
+                progress=progress,
+            )
+            remember_tuned(place, chosen, result["run"])
         else:
             result = train_head(
                 place, chosen, config, settings, run=run, start_from=start_from, devices=devices, progress=progress
@@ -566,7 +591,7 @@ def figures(
 
 @app.command("export-clip")
 def export_clip(
-    run: Annotated[str, typer.Argument(help="A run trained with --train-blocks")],
+    run: Annotated[str, typer.Argument(help="A run trained with --train-blocks or --end-to-end")],
     out: Annotated[Path, typer.Argument(help="The file to write, .safetensors")],
     dataset: DatasetOption = None,
     encoder: EncoderOption = None,

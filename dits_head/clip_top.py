@@ -104,6 +104,10 @@ class ClipTop(nn.Module):
     def text_embeds(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         return self.text(tokens, lengths - 1)
 
+    def levels(self) -> list[nn.Module]:
+        """The blocks from the bottom to the top, both towers' of equal depth together."""
+        return [nn.ModuleList(pair) for pair in zip(self.image.blocks, self.text.blocks, strict=True)]
+
     @torch.no_grad()
     def write_back(self, model: nn.Module) -> None:
         """Copy the weights into `model`, in whose top blocks they belong; the rest of it is left alone."""
@@ -118,6 +122,42 @@ class ClipTop(nn.Module):
                 parts[1].load_state_dict(top.projection.state_dict())
             elif parts[1] is not None:
                 parts[1].copy_(top.projection)
+
+
+class LowerBlocks(nn.Module):
+    """The frozen blocks between the cache and the top: from what enters the top K blocks to what enters the top k.
+
+    image(tokens (N, L, W)) -> (N, L, W), and text likewise: it is causal, so what pads a text changes nothing before.
+    """
+
+    def __init__(self, image_blocks: nn.ModuleList, text_blocks: nn.ModuleList):
+        super().__init__()
+        self.image_blocks = image_blocks
+        self.text_blocks = text_blocks
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def from_open_clip(cls, model: nn.Module, cached: int, k: int) -> "LowerBlocks":
+        """Copies of the `cached` top blocks but the top `k`, in float32; none where cached = k."""
+        return cls(*(_copies(list(blocks)[-cached:], cached)[: cached - k] for blocks in _towers(model)))
+
+    def __len__(self) -> int:
+        return len(self.image_blocks)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def image(self, tokens: Tensor) -> Tensor:
+        for block in self.image_blocks:
+            tokens = block(tokens)
+        return tokens
+
+    def text(self, tokens: Tensor) -> Tensor:
+        mask = _causal_mask(tokens)
+        for block in self.text_blocks:
+            tokens = block(tokens, attn_mask=mask)
+        return tokens
 
 
 def refusal(model: Any) -> str | None:

@@ -3,9 +3,10 @@
     preset = get_preset("msrvtt-b32")
     print(preset.describe())
 
-`head` and `train` hold only what differs from the defaults of HeadConfig and TrainSettings, under their field names,
-so that a preset is a recipe and not a copy of them. The paper tunes CLIP together with the head and chooses the
-checkpoint on the test split; here features are extracted once, and the checkpoint is chosen on held-out videos.
+`head`, `train` and `tune` hold only what differs from the defaults of HeadConfig, TrainSettings and TuneSettings, under
+their field names, so that a preset is a recipe and not a copy of them. The paper tunes CLIP together with the head and
+chooses the checkpoint on the test split; here features are extracted once, and the checkpoint is chosen on held-out
+videos.
 """
 
 from collections.abc import Mapping
@@ -50,6 +51,7 @@ class Preset:
     num_frames: int = 12
     head: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
+    tune: Mapping[str, Any] = field(default_factory=dict)
     paper: Mapping[str, Reached] = field(default_factory=dict)
     remark: str = ""
 
@@ -71,7 +73,7 @@ class Preset:
         weights = f" --pretrained {self.pretrained}" if self.pretrained else ""
         lines = [
             f"{self.name}: extract --dataset {self.dataset}{options} --model {self.model}{weights}",
-            f"  head: {_shown(self.head)}; training: {_shown(self.train)}",
+            f"  head: {_shown(self.head)}; training: {_shown(self.train)}; CLIP: {_shown(self.tune)}",
             f"  costs: {self.cost()}",
         ]
         if self.paper:

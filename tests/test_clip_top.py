@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dits_head.clip_top import ClipTop, pad_rows, refusal
+from dits_head.clip_top import ClipTop, LowerBlocks, pad_rows, refusal
 from pipeline import torchvision_guard
 
 torchvision_guard.ensure()
@@ -60,6 +60,22 @@ def test_equals_the_whole_model(k, quick_gelu):
     tokens, lengths = sentences()
     texts = top.text_embeds(*pad_rows(*text_activations(model, tokens, lengths, k)))
     torch.testing.assert_close(texts, model.encode_text(tokens), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("cached", "k"), [(4, 1), (3, 2), (2, 2)])
+@torch.no_grad()
+def test_lower_blocks_lead_from_the_cache_to_the_top(cached, k):
+    model = tiny_clip()
+    lower = LowerBlocks.from_open_clip(model, cached, k)
+    assert len(lower) == cached - k
+    assert not any(parameter.requires_grad for parameter in lower.parameters())
+    images, (tokens, lengths) = torch.randn(3, 3, 32, 32), sentences(3)
+    found = lower.image(image_activations(model, images, cached))
+    torch.testing.assert_close(found, image_activations(model, images, k), atol=1e-5, rtol=1e-4)
+    padded, _ = pad_rows(*text_activations(model, tokens, lengths, cached))
+    expected, _ = pad_rows(*text_activations(model, tokens, lengths, k))
+    for row, length in enumerate(lengths.tolist()):
+        torch.testing.assert_close(lower.text(padded)[row, :length], expected[row, :length], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])

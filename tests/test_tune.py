@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dits_head.clip_top import ClipTop
+from dits_head.clip_top import ClipTop, LowerBlocks
 from dits_head.config import HeadConfig
 from pipeline.config import Workspace
 from pipeline.errors import BadInput, FingerprintMismatch
@@ -16,11 +16,13 @@ from pipeline.extract.settings import ExtractSettings
 from pipeline.extract.text import encode_sentences
 from pipeline.flows.choose import choose_head, choose_store
 from pipeline.flows.extract import dataset_manifest, extract_manifest
-from pipeline.flows.tune import TuneSettings, export_clip, train_with_blocks
+from pipeline.flows.tune import TuneSettings, export_clip, remember_tuned, train_with_clip
 from pipeline.stores.features import FeatureStore
+from pipeline.train.joint import embed_texts, embed_videos
 from pipeline.train.loop import TrainSettings
-from pipeline.train.tokens import TokenCache, embed_texts, embed_videos
+from pipeline.train.tokens import TokenCache
 
+CPU = torch.device("cpu")
 SENTENCES = ["a small red circle", "a large white bar on a plum background and a green ring at the top left", "a star"]
 
 
@@ -68,8 +70,12 @@ def extracted(tmp_path_factory):
     return workspace
 
 
-@pytest.mark.parametrize("token_dtype", ["float16", "int8"])
-def test_the_cache_gives_the_stored_embeddings(extracted, tmp_path, token_dtype):
+@pytest.mark.parametrize(
+    ("token_dtype", "k", "keep_bytes"),
+    [("float16", 2, 0), ("float16", 1, 0), ("float16", 1, 1 << 30), ("int8", 2, 0), ("int8", 1, 1 << 30)],
+)
+def test_the_cache_gives_the_stored_embeddings(extracted, tmp_path, token_dtype, k, keep_bytes):
+    """Of the two blocks cached, both or only the upper one may train; kept in memory or read each time."""
     workspace = extracted
     if token_dtype == "int8":
         workspace = Workspace(tmp_path)
@@ -79,9 +85,11 @@ def test_the_cache_gives_the_stored_embeddings(extracted, tmp_path, token_dtype)
     chosen = choose_store(workspace)
     encoder = load_encoder("shapes-clip", device="cpu", precision="float32")
     videos, texts = chosen.store.videos("test"), chosen.store.texts("test")
-    cache = TokenCache(chosen.store, videos, texts)
-    top = ClipTop.from_open_clip(encoder.model, 2)
-    frames, embeds = embed_videos(top, cache, len(videos)), embed_texts(top, cache, len(texts))
+    lower = LowerBlocks.from_open_clip(encoder.model, 2, k)
+    assert len(lower) == 2 - k
+    cache = TokenCache(chosen.store, videos, texts, lower, keep_bytes)
+    top = ClipTop.from_open_clip(encoder.model, k)
+    frames, embeds = embed_videos(top, cache, len(videos), CPU), embed_texts(top, cache, len(texts), CPU)
     least = {"float16": 0.9999, "int8": 0.999}[token_dtype]
     assert cosines(frames, videos.frame_embeds).min() >= least
     assert cosines(embeds, texts.text_embeds).min() >= least
@@ -96,11 +104,12 @@ def test_a_tuned_run_moves_clip_and_everything_follows(extracted, tmp_path):
     config = HeadConfig(head="xpool", dim=chosen.store.dim)
     settings = TrainSettings(lr=1e-3, epochs=1, batch_size=32)
     with pytest.raises(BadInput, match="--cache-blocks 3"):
-        train_with_blocks(extracted, chosen, config, settings, TuneSettings(3))
-    result = train_with_blocks(extracted, chosen, config, settings, TuneSettings(2, clip_lr=1e-3), run="tuned")
+        train_with_clip(extracted, chosen, config, settings, TuneSettings(3))
+    result = train_with_clip(extracted, chosen, config, settings, TuneSettings(2, clip_lr=1e-3), run="tuned")
     assert result["run"] == "tuned"
-    again = train_with_blocks(extracted, chosen, config, settings, TuneSettings(2, clip_lr=1e-3), run="tuned")
+    again = train_with_clip(extracted, chosen, config, settings, TuneSettings(2, clip_lr=1e-3), run="tuned")
     assert again == result  # finished runs are returned, not trained anew
+    remember_tuned(extracted, chosen, "tuned")
     tuned = choose_store(extracted)
     assert tuned.encoder == "shapes-clip+tuned"
     assert choose_head(extracted, tuned).run == "tuned"

@@ -28,13 +28,10 @@ class Encoder:
     def __init__(self, model: Any, tokenizer: Any, *, dtype: "torch.dtype", device: str, settings: dict[str, Any]):
         import torch
 
-        preprocess = model.visual.preprocess_cfg
         self.model, self.tokenizer, self.dtype, self.device = model, tokenizer, dtype, torch.device(device)
         self.settings = settings
-        self.frame_size = frame_size(preprocess)
-        self._mean, self._std = (
-            torch.tensor(preprocess[name], device=device).view(1, 3, 1, 1) for name in ("mean", "std")
-        )
+        self.frame_size = frame_size(model.visual.preprocess_cfg)
+        self._mean, self._std = (value.to(self.device) for value in channel_statistics(model))
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -49,8 +46,7 @@ class Encoder:
         import torch
 
         with torch.inference_mode():
-            pixels = torch.as_tensor(frames).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-            pixels = (pixels.float().div_(255.0) - self._mean) / self._std
+            pixels = to_pixels(torch.as_tensor(frames).to(self.device, non_blocking=True), self._mean, self._std)
             return self.model.encode_image(pixels.to(self.dtype)).float().cpu()
 
     def embed_frames_caching(
@@ -76,6 +72,19 @@ class Encoder:
         from pipeline.extract.text import embed_sentences
 
         return embed_sentences(self, sentences, batch_size, long_captions)
+
+
+def channel_statistics(model: Any) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Mean and standard deviation of a model's preprocessing, (1, 3, 1, 1) float32 each."""
+    import torch
+
+    mean, std = (torch.tensor(model.visual.preprocess_cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    return mean, std
+
+
+def to_pixels(frames: "torch.Tensor", mean: "torch.Tensor", std: "torch.Tensor") -> "torch.Tensor":
+    """(N, H, W, 3) uint8 RGB -> (N, 3, H, W) float32, normalised."""
+    return (frames.permute(0, 3, 1, 2).float().div_(255.0) - mean) / std
 
 
 def frame_size(preprocess: Any) -> FrameSize:

@@ -22,6 +22,13 @@ def member_source(tar: str, offset: int, size: int) -> str:
     return f"{tar}#offset={offset}&size={size}"
 
 
+def local_path(source: str) -> str | None:
+    """The local file that a source lies in: itself, or the tar that it is a member of. None for what is fetched."""
+    member = _MEMBER.match(source)
+    path = member["tar"] if member else source
+    return None if "://" in path else path
+
+
 @contextmanager
 def local_file(source: str, limits: Limits) -> Iterator[str]:
     """A local path that holds the source's bytes for as long as the context lasts. Raises DecodeFailure."""

@@ -103,17 +103,21 @@ def embed_queries(store: FeatureStore, sentences: Sequence[str]) -> np.ndarray:
     return encoder_of(store).embed_texts(sentences, long_captions=rule).numpy()
 
 
-def encoder_of(store: FeatureStore, device: str = "auto") -> Encoder:
-    """The encoder that a store was made with. Raises FingerprintMismatch when what is found now is another."""
+def encoder_of(store: FeatureStore, device: str = "auto", *, to_train: bool = False) -> Encoder:
+    """The encoder that a store was made with; in float32, whatever the store's precision, if it is to be trained.
+
+    Raises FingerprintMismatch when what is found now is another.
+    """
     about = read_json(store.path / "encoder.json")
     dtype = store.settings["dtype"] if about["precision"] == "auto" else about["precision"]
     encoder = load_encoder(
         about["model"],
         about["pretrained"],
         device=device,
-        precision=dtype,
+        precision="float32" if to_train else dtype,
         quick_gelu=store.settings["activation"] == "quickgelu",
     )
-    found = {name: encoder.settings.get(name) for name in store.settings if name in encoder.settings}
-    store.require({**store.settings, **found}, "embed a query with this encoder")
+    compared = {*encoder.settings} & {*store.settings} - ({"dtype"} if to_train else set())
+    found = {name: encoder.settings[name] for name in compared}
+    store.require({**store.settings, **found}, "use this encoder")
     return encoder

@@ -59,10 +59,7 @@ def train_head(
     require_devices(devices)
     train_split, val_split, selected_on = training_features(chosen.store, settings.seed)
     train_data, val_data = PairData.of(*train_split), PairData.of(*val_split)
-    torch.manual_seed(settings.seed)
-    head = build_head(config)
-    if start_from:
-        head.start_from(open_head(workspace.head_dir(chosen.dataset, start_from), chosen.store).head.state_dict())
+    head = new_head(workspace, chosen, config, settings.seed, start_from)
     run_dir.mkdir(parents=True, exist_ok=True)
     fabric = Fabric(accelerator="auto", devices=devices, loggers=loggers(run_dir))
     fabric.launch()
@@ -84,6 +81,17 @@ def train_head(
         checkpoints.save_head(run_dir, head.state_dict(), record)
         checkpoints.clear_resume(run_dir)
     return summary(record)
+
+
+def new_head(
+    workspace: Workspace, chosen: Chosen, config: HeadConfig, seed: int, start_from: str | None
+) -> RetrievalHead:
+    """An untrained head; its equally named weights are those of the run `start_from`."""
+    torch.manual_seed(seed)
+    head = build_head(config)
+    if start_from:
+        head.start_from(open_head(workspace.head_dir(chosen.dataset, start_from), chosen.store).head.state_dict())
+    return head
 
 
 def run_record(identity: Mapping[str, Any], run: str, selected_on: str, state: RunState) -> dict[str, Any]:
@@ -182,10 +190,10 @@ def recipe(chosen: Chosen, **given: Any) -> dict[str, Any]:
 
 
 def preset_of(chosen: Chosen) -> dict[str, Any]:
-    """{"head": ..., "train": ...} of the preset for this data set and model; empty where there is none."""
+    """{"head": ..., "train": ..., "tune": ...} of the preset for this data set and model; empty where there is none."""
     for preset in PRESETS.values():
         if (preset.dataset, preset.model) == (chosen.dataset, chosen.store.settings["model"]):
-            return {"head": dict(preset.head), "train": dict(preset.train)}
+            return {"head": dict(preset.head), "train": dict(preset.train), "tune": dict(preset.tune)}
     return {}
 
 

@@ -55,6 +55,13 @@ class MappedRagged:
     def __len__(self) -> int:
         return len(self._places)
 
+    @property
+    def nbytes(self) -> int:
+        """Of the values, without the offsets."""
+        lengths = [np.diff(part.offsets) for part in self._parts]
+        count = sum(int(lengths[part][row]) for part, row in self._places.tolist())
+        return count * int(self._parts[0].values[:0].dtype.itemsize * np.prod(self._parts[0].values.shape[1:]))
+
     def select(self, rows: Any) -> "MappedRagged":
         return MappedRagged(self._parts, self._places[rows])
 

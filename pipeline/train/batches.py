@@ -4,6 +4,7 @@ Everything that chance decides follows from (seed, epoch) alone, so that a run r
 batches as one that was never interrupted.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,9 @@ class BatchSource:
 
     def __len__(self) -> int:
         return len(self._texts)
+
+    def batches(self, batches: Sequence[np.ndarray]) -> Iterator[dict[str, Tensor]]:
+        return map(self.batch, batches)
 
     def batch(self, pairs: np.ndarray) -> dict[str, Tensor]:
         """B pairs, given as rows of texts: text_embeds (B, D) and frame_embeds (B, F, D) in float32, frame_mask (B, F),

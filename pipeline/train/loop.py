@@ -37,10 +37,11 @@ LOG_EVERY = 50  # steps
 
 
 class Source(Protocol):
-    """Where batches come from: `batch` gives the keyword arguments of the model's `training_loss`."""
+    """Where batches come from: `batches` gives, for each array of pairs, the keyword arguments of the model's
+    `training_loss`. It is told of them all at once, so that it can prepare the next ones meanwhile."""
 
     def __len__(self) -> int: ...
-    def batch(self, pairs: np.ndarray) -> Mapping[str, Tensor]: ...
+    def batches(self, batches: Sequence[np.ndarray]) -> Iterator[Mapping[str, Tensor]]: ...
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,11 @@ def train(
 ) -> "RunState":
     """Train `model` and leave it with the weights of its best epoch.
 
-    model: has `training_loss(**source.batch(rows)) -> (loss, {name: float})`. identity: everything that makes this run
-    what it is (head, encoder, settings); a run folder begun with another raises FingerprintMismatch. validate: gives
-    {"R@1": %, "MnR": mean rank, ...} on the validation split, never on the test split; the best epoch has the highest
-    R@1, the lower mean rank deciding between equals. Raises RuntimeError when the gradient is no longer finite.
+    model: has `training_loss(**batch) -> (loss, {name: float})` for the source's batches. identity: everything that
+    makes this run what it is (head, encoder, settings); a run folder begun with another raises FingerprintMismatch.
+    validate: gives {"R@1": %, "MnR": mean rank, ...} on the validation split, never on the test split; the best epoch
+    has the highest R@1, the lower mean rank deciding between equals. Raises RuntimeError when the gradient is no longer
+    finite.
     """
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
     state = RunState.begin_or_resume(run_dir, identity, model, optimizer)
@@ -127,11 +129,12 @@ def train(
     while state.step < steps:
         epoch, done = divmod(state.step, per_epoch)
         model.train()
-        for pairs in epoch_batches(len(source), settings.batch_size, settings.seed, epoch, rank, world)[done:]:
+        outstanding = epoch_batches(len(source), settings.batch_size, settings.seed, epoch, rank, world)[done:]
+        for batch in source.batches(outstanding):
             torch.manual_seed((settings.seed * 1_000_003 + state.step) * world + rank)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(state.step, steps, settings) * group["lr_scale"]
-            loss, terms = wrapped.training_loss(**source.batch(pairs))
+            loss, terms = wrapped.training_loss(**batch)
             wrapped_optimizer.zero_grad(set_to_none=True)
             fabric.backward(loss)
             fabric.clip_gradients(wrapped, wrapped_optimizer, max_norm=settings.clip_norm, error_if_nonfinite=True)

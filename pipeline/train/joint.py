@@ -1,0 +1,75 @@
+"""Batches for a head that trains together with the towers under it, and a corpus through those towers.
+
+What enters the towers comes from `Inputs`: cached activations (tokens.py) or frames decoded anew (flows give them here:
+decoding is stage 1's).
+
+Notation: B pairs of a batch, F frames, D joint space.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dits_head.joint import Towers
+from pipeline.train.batches import PairData, positives
+
+VIDEO_BATCH, TEXT_BATCH = 64, 1024  # what is embedded at once
+
+
+class Inputs(Protocol):
+    """What enters the towers, for the videos and captions of one split."""
+
+    def frames(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        """For each array of n rows of videos, in this order: (n, F, ...)."""
+
+    def texts(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """n rows of captions -> (n, ...), and how many tokens of each matter (n,)."""
+
+
+class JointSource:
+    """Batches for `JointModel.training_loss`, in the order of the pairs of `data`."""
+
+    def __init__(self, data: PairData, inputs: Inputs, device: torch.device):
+        self._data, self._inputs, self._device = data, inputs, device
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def batches(self, batches: Sequence[np.ndarray]) -> Iterator[Mapping[str, Tensor]]:
+        """For each array of B pairs, given as rows of texts. A video that several pairs share is read once."""
+        videos = [self._data.text_to_video[pairs] for pairs in batches]
+        distinct, places = zip(*(np.unique(video, return_inverse=True) for video in videos), strict=True)
+        for pairs, video, place, frames in zip(batches, videos, places, self._inputs.frames(distinct), strict=True):
+            texts, lengths = self._inputs.texts(pairs)
+            yield {
+                "text_inputs": texts.to(self._device),
+                "text_lengths": lengths.to(self._device),
+                "frame_inputs": frames.to(self._device)[torch.from_numpy(place).to(self._device)],
+                "frame_mask": torch.from_numpy(self._data.frame_mask[video]).to(self._device),
+                "positives": positives(video, self._data.sentence[pairs]).to(self._device),
+            }
+
+
+@torch.inference_mode()
+def embed_videos(towers: Towers, inputs: Inputs, count: int, device: torch.device) -> np.ndarray:
+    """Frame embeddings of the first `count` videos: (V, F, D) float16."""
+    frames = inputs.frames(blocks_of(count, VIDEO_BATCH))
+    return np.concatenate([towers.frame_embeds(block.to(device)).half().cpu().numpy() for block in frames])
+
+
+@torch.inference_mode()
+def embed_texts(towers: Towers, inputs: Inputs, count: int, device: torch.device) -> np.ndarray:
+    """Text embeddings of the first `count` captions: (T, D) float32."""
+    parts = []
+    for rows in blocks_of(count, TEXT_BATCH):
+        texts, lengths = inputs.texts(rows)
+        parts.append(towers.text_embeds(texts.to(device), lengths.to(device)).float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def blocks_of(count: int, size: int) -> list[np.ndarray]:
+    """Rows 0 to count - 1 in blocks of at most `size`."""
+    return [np.arange(start, min(start + size, count)) for start in range(0, count, size)]

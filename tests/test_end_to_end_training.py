@@ -1,0 +1,208 @@
+"""All of CLIP trained from the video files: the pixels of stage 1, a run through every command, errors with a name."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import cli
+from dits_head.config import HEADS
+from pipeline.config import Workspace
+from pipeline.errors import BadInput, UserError
+from pipeline.extract.settings import ExtractSettings
+from pipeline.flows.choose import choose_store
+from pipeline.flows.extract import dataset_manifest, extract_manifest
+from pipeline.flows.tune_ways import FromVideos
+from pipeline.train.batches import PairData
+from pipeline.train.joint import JointSource, embed_texts, embed_videos
+
+CPU = torch.device("cpu")
+SIZES = {"train": 8, "val": 2, "test": 6}
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory):
+    """shapes, tiny, with what enters the top two blocks."""
+    root = tmp_path_factory.mktemp("end-to-end")
+    manifest = dataset_manifest(Workspace(root), "shapes", None, None, None, SIZES)
+    settings = ExtractSettings(cache_blocks=2, precision="float32")
+    extract_manifest(Workspace(root), manifest, settings, progress=False)
+    return root
+
+
+@pytest.fixture
+def workspace(extracted, tmp_path):
+    """A copy that a test may change; its manifest leads to the videos of the first."""
+    return shutil.copytree(extracted, tmp_path / "workspace", ignore=shutil.ignore_patterns("videos"))
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def test_an_untouched_clip_gives_the_embeddings_of_the_store(extracted):
+    chosen = choose_store(Workspace(extracted))
+    way = FromVideos(Workspace(extracted), chosen)
+    videos, texts = chosen.store.videos(), chosen.store.texts()
+    inputs = way.inputs(videos, texts)
+    with torch.no_grad():
+        frames, embeds = embed_videos(way.towers, inputs, len(videos), CPU), embed_texts(way.towers, inputs, 20, CPU)
+    stored = videos.frame_embeds.astype(np.float32)
+    assert np.abs(frames.astype(np.float32) - stored).max() <= 2**-10 * np.abs(stored).max()
+    assert np.abs(embeds - texts.text_embeds[:20]).max() <= 1e-5 * np.abs(texts.text_embeds).max()
+
+
+def test_batches_hold_the_pairs_asked_for_and_every_block_gets_a_gradient(extracted):
+    chosen = choose_store(Workspace(extracted))
+    way = FromVideos(Workspace(extracted), chosen)
+    videos, texts = chosen.store.videos("train"), chosen.store.texts("train")
+    source = JointSource(PairData.of(videos, texts), way.inputs(videos, texts), CPU)
+    rows = [np.array([5, 4, 20, 31]), np.array([0, 5])]  # 5 and 4: two captions of one video
+    for pairs, batch in zip(rows, source.batches(rows), strict=True):
+        frames = way.towers.frame_embeds(batch["frame_inputs"])
+        embeds = way.towers.text_embeds(batch["text_inputs"], batch["text_lengths"])
+        stored = torch.from_numpy(videos.frame_embeds[[videos.video_ids.index(texts.video_ids[row]) for row in pairs]])
+        torch.testing.assert_close(frames, stored.float(), atol=2**-10 * float(stored.abs().max()), rtol=0)
+        torch.testing.assert_close(embeds, torch.from_numpy(texts.text_embeds[pairs]), atol=1e-4, rtol=1e-4)
+        assert torch.equal(batch["frame_mask"], torch.ones(len(pairs), 12, dtype=torch.bool))
+    (frames.sum() + embeds.sum()).backward()
+    without = [name for name, p in way.towers.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+
+
+def test_levels_hold_every_trainable_parameter_below_the_top_once(extracted):
+    towers = FromVideos(Workspace(extracted), choose_store(Workspace(extracted))).towers
+    levels = towers.levels()
+    held = [parameter for level in levels for parameter in level.parameters()]
+    assert len(levels) == 1 + 4
+    assert len({id(parameter) for parameter in held}) == len(held)
+    names = {id(parameter): name for name, parameter in towers.named_parameters()}
+    assert "model.token_embedding.weight" in {names[id(parameter)] for parameter in levels[0].parameters()}
+    above = {name for number, name in names.items() if number not in {id(parameter) for parameter in held}}
+    assert above == {
+        f"model.{name}"
+        for name in (
+            *("visual.ln_post.weight", "visual.ln_post.bias", "visual.proj"),
+            *("ln_final.weight", "ln_final.bias", "text_projection", "logit_scale"),
+        )
+    }
+
+
+def test_a_run_from_the_videos_and_every_command_after_it(workspace, extracted, tmp_path):
+    here = ("--workspace", workspace)
+    tuning = ("--end-to-end", "--clip-lr", "1e-3", "--epochs", 1, "--layer-decay", 0.8, "--low-memory")
+    trained = json.loads(run("train-head", "--head", "xpool", *tuning, "--run", "whole", "--json", *here).stdout)
+    assert (trained["run"], trained["head"]) == ("whole", "xpool")
+    evaluation = json.loads(run("evaluate", "--json", *here).stdout)
+    assert evaluation["protocol"]["run"] == "whole"
+    assert evaluation["protocol"]["encoder"]["pretrained"] == "clip.safetensors"
+    assert evaluation["t2v"]["gallery"] == SIZES["test"]
+    run("index", *here)
+    assert len(json.loads(run("search", "a red ring", "--top", 3, "--json", *here).stdout)) == 3
+
+    # the tuned head and the features of the original CLIP do not mix
+    mixed = run("evaluate", "--run", "whole", "--encoder", "shapes-clip", *here, code=2)
+    assert "weights_sha256" in mixed.stderr
+
+    # every part of CLIP has moved, and a new corpus is embedded with what it has become
+    out = tmp_path / "tuned.safetensors"
+    run("export-clip", "whole", out, *here)
+    from pipeline.extract.encoder import load_encoder
+
+    before, after = load_encoder(precision="float32").model.state_dict(), load_file(out)
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    assert still <= {"logit_scale", "attn_mask"}
+    new = tmp_path / "new"
+    new.mkdir()
+    shutil.copy(next((extracted / "datasets/shapes").rglob("test-00000.mp4")), new / "one.mp4")
+    added = json.loads(run("reindex", "--corpus", new, "--json", *here).stdout)
+    assert (added["added"], added["total"]) == (1, sum(SIZES.values()) + 1)
+    run("extract", "--videos", new, "--pretrained", out, "--precision", "float32", "--workspace", tmp_path / "other")
+    alone = choose_store(Workspace(tmp_path / "other")).store.videos()
+    tuned = choose_store(Workspace(workspace), "shapes", "shapes-clip+whole").store.videos()
+    assert np.array_equal(alone.frame_embeds[0], tuned.frame_embeds[tuned.video_ids.index("test-00000")])
+
+
+def test_killed_in_mid_run_it_ends_with_the_same_weights(workspace, tmp_path):
+    other = shutil.copytree(workspace, tmp_path / "other")
+    options = ("--head", "mean-pool", "--end-to-end", "--clip-lr", "1e-3", "--epochs", "3", "--batch-size", "8")
+    command = [sys.executable, "cli.py", "train-head", *options, "--run", "r", "--workspace"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    root = Path(cli.__file__).parent
+    subprocess.run([*command, str(workspace)], cwd=root, env=environment, check=True, capture_output=True)
+    child = subprocess.Popen([*command, str(other)], cwd=root, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (other / "heads/shapes/r/resume.json").exists() and time.monotonic() < deadline:
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    subprocess.run([*command, str(other)], cwd=root, env=environment, check=True, capture_output=True)
+    whole, resumed = (load_file(place / "heads/shapes/r/clip.safetensors") for place in (workspace, other))
+    assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+
+
+def test_videos_that_are_gone_or_changed_are_named(extracted, tmp_path):
+    root = shutil.copytree(extracted, tmp_path / "workspace")
+    manifest = dataset_manifest(Workspace(root), "shapes", None, None, None, SIZES)
+    extract_manifest(Workspace(root), manifest, ExtractSettings(cache_blocks=2, precision="float32"), progress=False)
+    clip = next((root / "datasets/shapes").rglob("train-00003.mp4"))
+    whole = clip.read_bytes()
+    chosen = choose_store(Workspace(root))
+    videos, texts = chosen.store.videos(), chosen.store.texts()
+    rows = [np.arange(len(videos))]
+    clip.write_bytes(b"no video any more")
+    inputs = FromVideos(Workspace(root), chosen).inputs(videos, texts)
+    with pytest.raises(BadInput, match=r"train-00003\.mp4 cannot be decoded any more"):
+        next(inputs.frames(rows))
+    clip.unlink()
+    line = run("train-head", "--end-to-end", "--workspace", root, code=2).stderr
+    assert str(clip) in line
+    assert "Traceback" not in line
+    clip.write_bytes(whole)
+    assert next(inputs.frames(rows)).shape == (len(videos), 12, 64, 64, 3)
+
+
+def test_both_ways_at_once_are_refused(workspace):
+    line = run("train-head", "--end-to-end", "--train-blocks", 2, "--workspace", workspace, code=2).stderr
+    assert "exclude each other" in line
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_trains_with_blocks(workspace, head):
+    small = ("--set", "blocks=1", "--set", "T=2") if head in ("dits", "diffusion") else ()
+    options = ("--head", head, *small, "--train-blocks", 1, "--clip-lr", "1e-3", "--epochs", 1, "--run", "r")
+    run("train-head", *options, "--workspace", workspace)
+    assert choose_store(Workspace(workspace)).encoder == "shapes-clip+r"
+    assert json.loads(run("evaluate", "--json", "--workspace", workspace).stdout)["protocol"]["run"] == "r"
+
+
+def test_a_store_in_half_precision_is_tuned_in_full(tmp_path):
+    manifest = dataset_manifest(Workspace(tmp_path), "shapes", None, None, None, SIZES)
+    settings = ExtractSettings(cache_blocks=1, precision="bfloat16")
+    extract_manifest(Workspace(tmp_path), manifest, settings, progress=False)
+    for run_name, how in (("top", ("--train-blocks", 1)), ("whole", ("--end-to-end",))):
+        options = ("--head", "mean-pool", *how, "--epochs", 1, "--run", run_name, "--encoder", "shapes-clip")
+        run("train-head", *options, "--workspace", tmp_path)
+        assert choose_store(Workspace(tmp_path)).store.settings["dtype"] == "float32"
+        run("index", "--workspace", tmp_path)
+        run("search", "a red ring", "--workspace", tmp_path)
+
+
+def test_windows_of_long_captions_are_refused(tmp_path):
+    manifest = dataset_manifest(Workspace(tmp_path), "shapes", None, None, None, SIZES)
+    extract_manifest(Workspace(tmp_path), manifest, ExtractSettings(long_captions="windows"), progress=False)
+    with pytest.raises(UserError, match="one text a caption"):
+        FromVideos(Workspace(tmp_path), choose_store(Workspace(tmp_path)))
