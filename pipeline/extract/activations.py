@@ -89,12 +89,19 @@ def cache_bytes(encoder: "Encoder", manifest: "Manifest", num_frames: int, dtype
     """Bytes that the activations of a manifest will take on disk: every frame's tokens, every caption's own length."""
     from pipeline.extract.text import tokenise
 
-    length, width = encoder.model.visual.positional_embedding.shape
     captions = [caption for entry in manifest.entries for caption in entry.captions]
     text_tokens = int(tokenise(encoder, captions)[1].sum()) if captions else 0
-    tokens = len(manifest.entries) * num_frames * length * width + text_tokens * _text_width(encoder.model)
-    heads = len(manifest.entries) * num_frames * length + text_tokens
-    return 2 * tokens if dtype == "float16" else tokens + 2 * heads
+    return token_bytes(encoder.model, len(manifest.entries) * num_frames, text_tokens, dtype)
+
+
+def token_bytes(model: Any, frames: int, text_tokens: int, dtype: str) -> int:
+    """Bytes of the activations that enter one depth of both towers: all tokens of so many frames, and text tokens.
+
+    They are what is stored, whatever the number K of blocks above: the deeper ones follow from them.
+    """
+    length, width = model.visual.positional_embedding.shape
+    values = frames * length * width + text_tokens * _text_width(model)
+    return 2 * values if dtype == "float16" else values + 2 * (frames * length + text_tokens)
 
 
 def require_room(needed: int, store: Path, settings: "ExtractSettings") -> None:
