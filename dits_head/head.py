@@ -184,6 +184,11 @@ class RetrievalHead(nn.Module):
         loss = torch.stack([weight * value for weight, value in parts.values()]).sum()
         return loss, {name: value.item() for name, (_, value) in parts.items()}
 
+    def walk_text(self, text_embeds: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """`align_text` with gradients and, in training mode, the noise of training: (B, D) -> (B, D)."""
+        self._require_indexable()
+        return self._walk(text_embeds.float(), None, generator)[-1]
+
     def start_from(self, state: dict[str, Tensor]) -> list[str]:
         """Take every parameter that another head's state_dict has under the same name and shape; returns those names.
 

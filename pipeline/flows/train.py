@@ -4,7 +4,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
 
 from dits_head.config import HeadConfig
+from dits_head.distill import Student
 from dits_head.head import RetrievalHead, build_head
 from pipeline.config import Workspace, describe_difference, fingerprint
 from pipeline.errors import BadInput, FingerprintMismatch
@@ -23,10 +24,24 @@ from pipeline.presets import PRESETS
 from pipeline.retrieve.metrics import retrieval_metrics
 from pipeline.stores import checkpoints
 from pipeline.stores.atomic import read_json
+from pipeline.train.align import align_texts
 from pipeline.train.batches import BatchSource, PairData, training_features
-from pipeline.train.loop import Progress, RunState, TrainSettings, parameter_groups, train
+from pipeline.train.distill import TeacherSource
+from pipeline.train.loop import Progress, RunState, Source, TrainSettings, parameter_groups, train
 
 NARROW = 256  # width of a head below which threads do not pay
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """run: the teacher. contrast: weight of the contrastive loss beside the distance to the teacher's texts."""
+
+    run: str
+    contrast: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.contrast >= 0:
+            raise BadInput("--distill-contrast", expected="0 or more", got=self.contrast)
 
 
 def train_head(
@@ -37,6 +52,7 @@ def train_head(
     *,
     run: str | None = None,
     start_from: str | None = None,
+    distill: Distillation | None = None,
     devices: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -44,6 +60,7 @@ def train_head(
 
     run: folder name; by default the head's name and a fingerprint of everything that makes the run what it is.
     start_from: another run of the same data set whose equally named weights this one begins with.
+    distill: the head learns another run's aligned texts. Raises BadInput where one of the two aligns no text by itself.
     """
     identity = {
         "head": config.to_dict(),
@@ -51,6 +68,8 @@ def train_head(
         "settings": asdict(settings),
         "start_from": start_from,
     }
+    if distill:
+        identity["distilled_from"] = asdict(distill)
     run = run or f"{config.head}-{fingerprint(identity)[:8]}"
     run_dir = workspace.head_dir(chosen.dataset, run)
     if (run_dir / "config.json").exists():
@@ -60,19 +79,27 @@ def train_head(
     train_split, val_split, selected_on = training_features(chosen.store, settings.seed)
     train_data, val_data = PairData.of(*train_split), PairData.of(*val_split)
     head = new_head(workspace, chosen, config, settings.seed, start_from)
+    teacher = open_teacher(workspace, chosen, distill, head) if distill else None
     run_dir.mkdir(parents=True, exist_ok=True)
     fabric = Fabric(accelerator="auto", devices=devices, loggers=loggers(run_dir))
     fabric.launch()
     head = head.to(fabric.device)
+    features = BatchSource(train_data, fabric.device, free_bytes(fabric.device))
+    model: torch.nn.Module = head
+    source: Source = features
+    if distill and teacher:
+        model = Student(head, distill.contrast)
+        source = TeacherSource(features, align_texts(teacher.to(fabric.device), train_data.text_embeds))
+    validate = validator(val_data)
     with sensible_threads(config.dim, fabric.device):
         state = train(
-            head,
-            BatchSource(train_data, fabric.device, free_bytes(fabric.device)),
-            parameter_groups(head, settings.weight_decay),
+            model,
+            source,
+            parameter_groups(model, settings.weight_decay),
             settings,
             run_dir,
             identity=identity,
-            validate=validator(val_data),
+            validate=lambda _: validate(head),
             fabric=fabric,
             progress=progress,
         )
@@ -92,6 +119,20 @@ def new_head(
     if start_from:
         head.start_from(open_head(workspace.head_dir(chosen.dataset, start_from), chosen.store).head.state_dict())
     return head
+
+
+def open_teacher(workspace: Workspace, chosen: Chosen, distill: Distillation, student: RetrievalHead) -> RetrievalHead:
+    """The trained head of `distill.run`; the student takes its equally named weights, pooling and temperature above
+    all. Raises BadInput where one of the two aligns no text by itself."""
+    teacher = open_head(workspace.head_dir(chosen.dataset, distill.run), chosen.store).head
+    for who, config in (("teacher", teacher.config), ("student", student.config)):
+        if reason := config.needs_video or ("" if config.aligns_text else "it leaves texts as they are"):
+            raise BadInput(
+                f"--distill: the {who} ({config.head}) aligns no text by itself: {reason}",
+                fix="distil a dits, mlp, diffusion or fixed-prior run into a head of these",
+            )
+    student.start_from(teacher.state_dict())
+    return teacher
 
 
 def run_record(identity: Mapping[str, Any], run: str, selected_on: str, state: RunState) -> dict[str, Any]:
