@@ -28,9 +28,11 @@ _FIXED: Any = {"svg.fonttype": "none", "svg.hashsalt": "figure", "font.family": 
 
 
 def panels(count: int = 1) -> tuple[Figure, list[Any]]:
-    """A figure of `count` panels side by side."""
-    figure = Figure(figsize=(4.6 * count, 3.2), layout="constrained")
-    return figure, list(np.ravel(figure.subplots(1, count)))
+    """A figure of `count` panels, two a row."""
+    columns = min(count, 2)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
+    return figure, list(np.ravel(figure.subplots(rows, columns)))
 
 
 def dress(axes: Any, x: str, y: str) -> None:

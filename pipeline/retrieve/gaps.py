@@ -5,6 +5,7 @@ Table 9). Norms are given twice: of the vectors as they are (`raw`: CLIP's text 
 in length, which no cosine sees), and of both at unit length. The paper does not say which it measures; its mean L1
 norm of 23.76 at a mean cosine of 0.122 is what unit vectors give: |v - t|_2 = sqrt(2 - 2 * 0.122) = 1.33, and over 512
 normal components |v - t|_1 = sqrt(2 / pi) * sqrt(512) * 1.33 = 23.9. So `unit` stands beside the paper's figures.
+A sampler that starts from unit-length text (`HeadConfig.normalise`) also changes the text's length: compare `unit`.
 
 Notation: T captions, D width.
 """
