@@ -288,8 +288,8 @@ def train_head(
     python cli.py train-head --head dits --end-to-end
     """
     from pipeline.flows.choose import choose_store
-    from pipeline.flows.train import head_config, preset_of, recipe, train_head
-    from pipeline.flows.tune import TuneSettings, remember_tuned, train_with_clip
+    from pipeline.flows.train import head_config, recipe, train_head
+    from pipeline.flows.tune import remember_tuned, train_with_clip, tune_settings
     from pipeline.train.loop import TrainSettings
 
     if end_to_end and train_blocks:
@@ -304,11 +304,10 @@ def train_head(
     say(f"training {config.head} on {chosen.dataset}/{chosen.encoder}")
     with stepwise(config.head) as progress:
         if train_blocks or end_to_end:
-            given = {} if clip_lr is None else {"clip_lr": clip_lr}
-            rates = preset_of(chosen).get("tune", {}) | given
-            tune = TuneSettings(
-                train_blocks or None, **rates, layer_decay=layer_decay, gradient_checkpointing=low_memory
-            )
+            given: dict[str, Any] = {"layer_decay": layer_decay, "gradient_checkpointing": low_memory}
+            if clip_lr is not None:
+                given["clip_lr"] = clip_lr
+            tune = tune_settings(chosen, "end-to-end" if end_to_end else train_blocks, **given)
             result = train_with_clip(
                 place,
                 chosen,

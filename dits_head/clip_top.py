@@ -84,7 +84,7 @@ class ClipTop(nn.Module):
         """Copies, in float32. Raises ValueError where the towers are not open_clip's own, or k is too large."""
         if reason := refusal(model):
             raise ValueError(reason)
-        layers = min(len(blocks) for blocks in _towers(model))
+        layers = depth(model)
         if not 1 <= k <= layers:
             raise ValueError(f"cannot take the top {k} blocks: the towers have {layers}; use 1 to {layers}")
         image_blocks, text_blocks = _towers(model)
@@ -158,6 +158,11 @@ class LowerBlocks(nn.Module):
         for block in self.text_blocks:
             tokens = block(tokens, attn_mask=mask)
         return tokens
+
+
+def depth(model: Any) -> int:
+    """How many blocks the towers have; where they differ, the lower number."""
+    return min(len(blocks) for blocks in _towers(model))
 
 
 def refusal(model: Any) -> str | None:

@@ -13,15 +13,18 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
+from dits_head.clip_top import depth
 from dits_head.config import HeadConfig
 from dits_head.joint import JointModel, layerwise_groups
 from pipeline.config import Workspace, fingerprint
 from pipeline.errors import BadInput
 from pipeline.flows.choose import Chosen, remember_store
+from pipeline.flows.extract import encoder_of
 from pipeline.flows.train import (
     finished_run,
     loggers,
     new_head,
+    preset_of,
     require_devices,
     run_record,
     summary,
@@ -53,6 +56,14 @@ class TuneSettings:
                 expected="at least 1 block, --clip-lr > 0, 0 < --layer-decay <= 1",
                 got=f"{self.blocks}, {self.clip_lr}, {self.layer_decay}",
             )
+
+
+def tune_settings(chosen: Chosen, how: int | str, **given: Any) -> TuneSettings:
+    """how: so many top blocks, "all" of them, or "end-to-end". `given` comes before the preset's."""
+    if how == "all":
+        how = depth(encoder_of(chosen.store, device="cpu", to_train=True).model)
+    blocks = None if how == "end-to-end" else int(how)
+    return TuneSettings(blocks, **preset_of(chosen).get("tune", {}) | given)
 
 
 def train_with_clip(
