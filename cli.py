@@ -257,6 +257,10 @@ def train_head(
     batch_size: Annotated[int | None, typer.Option(help="Pairs a step")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same weights (on one CPU)")] = 24,
     start_from: Annotated[str | None, typer.Option(help="Begin with another run's equally named weights")] = None,
+    distill: Annotated[
+        str | None, typer.Option(help="Learn where another run takes each text, such as ten steps in one")
+    ] = None,
+    distill_contrast: Annotated[float, typer.Option(help="Weight of the contrastive loss beside --distill")] = 0.0,
     train_blocks: Annotated[
         int, typer.Option(help="Train so many of CLIP's top blocks too, from cached activations")
     ] = 0,
@@ -286,9 +290,10 @@ def train_head(
     python cli.py train-head --paper-literal
     python cli.py train-head --head xpool --train-blocks 2
     python cli.py train-head --head dits --end-to-end
+    python cli.py train-head --head dits --set T_prime=1 --distill dits-1a2b3c4d
     """
     from pipeline.flows.choose import choose_store
-    from pipeline.flows.train import head_config, recipe, train_head
+    from pipeline.flows.train import Distillation, head_config, recipe, train_head
     from pipeline.flows.tune import remember_tuned, train_with_clip, tune_settings
     from pipeline.train.loop import TrainSettings
 
@@ -297,6 +302,8 @@ def train_head(
             "--end-to-end and --train-blocks exclude each other",
             fix="give --train-blocks K (top blocks, cached) or --end-to-end (all of CLIP, from the videos)",
         )
+    if distill and (end_to_end or train_blocks):
+        raise BadInput("--distill trains a head alone", fix="leave --train-blocks and --end-to-end away")
     place = Workspace.locate(workspace)
     chosen = choose_store(place, dataset, encoder)
     config = head_config(chosen, head, pairs(set_, "--set"), paper_literal=paper_literal)
@@ -322,7 +329,15 @@ def train_head(
             remember_tuned(place, chosen, result["run"])
         else:
             result = train_head(
-                place, chosen, config, settings, run=run, start_from=start_from, devices=devices, progress=progress
+                place,
+                chosen,
+                config,
+                settings,
+                run=run,
+                start_from=start_from,
+                distill=Distillation(distill, distill_contrast) if distill else None,
+                devices=devices,
+                progress=progress,
             )
     val = result["val"]
     text = (
@@ -527,7 +542,13 @@ def compare(
 
 @app.command()
 def reproduce(
-    table: Annotated[str, typer.Option(help="4, 5a, 6a, 6b, 7, 8, 10, open, control, or all")] = "all",
+    table: Annotated[
+        str,
+        typer.Option(
+            help="4, 5a, 5b, 6a, 6b, 7, 8, 9, 10, 11, blocks, open, control, distill, "
+            "robustness; several with commas; or all"
+        ),
+    ] = "all",
     seeds: Annotated[int, typer.Option(help="How many seeds, from 24 on")] = 3,
     quick: Annotated[bool, typer.Option("--quick", help="One epoch, one seed: does it run at all?")] = False,
     lr: Annotated[float | None, typer.Option(help="Learning rate [default: the data set's preset]")] = None,

@@ -2,11 +2,11 @@
 
 Over every caption of the test split with its own video (the relevant pairs), for each run: histograms of the gap's L2
 and L1 norm and of the cosine, the change in cosine against another run (the paper's Figures 3 to 6), and texts and
-videos in the plane of their first two principal components. From finished tables: R@1 against T'. PNG and SVG, and the
-means (Table 9), lie in reports/<dataset>/figures/.
+videos in the plane of their first two principal components. From finished tables: R@1 against T', and against damage
+to captions and frames. PNG and SVG, and the means (Table 9), lie in reports/<dataset>/figures/.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,20 @@ import numpy as np
 from pipeline.config import Workspace
 from pipeline.errors import MissingData
 from pipeline.flows.choose import Chosen, ChosenHead
+from pipeline.flows.tables import TABLES
+from pipeline.retrieve.corrupt import DAMAGE
 from pipeline.retrieve.drawing import curves, histograms, panels, points, save
 from pipeline.retrieve.gaps import PAPER, RelevantPairs, principal_plane, unit
 from pipeline.stores.atomic import atomic_write, read_json, write_json
 
 Means = dict[str, dict[str, float]]
 SHOWN = 150  # pairs in the plane of principal components
+DAMAGE_AXES = {
+    "dropped": "words dropped, %",
+    "swapped": "words swapped with the next, %",
+    "even": "frames left, evenly",
+    "random": "frames left, at random",
+}
 NORMS = {"gap-l2": ("L2", "||v - t||, L2 norm"), "gap-l1": ("L1", "||v - t||, L1 norm")}
 
 
@@ -60,7 +68,8 @@ def draw_figures(
         if against and base:
             change = pairs.after["cosine"] - base.after["cosine"]
             files += change_figure(folder / head.run, change, f"{head.run} - {against.run}")
-    files += steps_figure(folder, workspace.report_dir(chosen.dataset, "tables"), say)
+    tables = workspace.report_dir(chosen.dataset, "tables")
+    files += steps_figure(folder, tables, say) + robustness_figure(folder, tables, chosen.store.num_frames, say)
     papers = chosen.dataset == "msrvtt" and str(chosen.store.settings["model"]).startswith("ViT-B-32")
     table = means_table(means, papers)
     write_json(folder / "gaps.json", means)
@@ -112,13 +121,34 @@ def steps_figure(folder: Path, tables: Path, say: Callable[[str], None]) -> list
         return []
     rows = read_json(found[0])
     steps = [int(row["row"].removeprefix("T' = ")) for row in rows]
+    means, spread = ([row[name] for row in rows] for name in ("R@1", "R@1 sd"))
     figure, (axes,) = panels()
-    curves(axes, "T', steps of the sampler", "R@1, %", {"DITS": (steps, *mean_and_spread(rows, "R@1"))})
+    curves(axes, "T', steps of the sampler", "R@1, %", {"DITS": (steps, means, spread)})
     return save(figure, folder / "steps")
 
 
-def mean_and_spread(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    return [row[name] for row in rows], [row[f"{name} sd"] for row in rows]
+def robustness_figure(folder: Path, tables: Path, num_frames: int, say: Callable[[str], None]) -> list[Path]:
+    """R@1 against damage, one line a system, from the table `robustness` of `reproduce`."""
+    path = tables / "table-robustness.json"
+    if not path.exists():
+        say("no figure of R@1 under damage: run `python cli.py reproduce --table robustness` first")
+        return []
+    rows = read_json(path)
+    figure, axes = panels(len(DAMAGE_AXES))
+    for panel, (kind, label) in zip(axes, DAMAGE_AXES.items(), strict=True):
+        columns = {int(c.key.split()[1]): c.label for c in TABLES["robustness"].columns if c.key.split()[0] == kind}
+        places = {0 if kind in DAMAGE else num_frames: "R@1", **columns}  # the first: undamaged
+        curves(panel, label, "R@1, %", {row["row"]: (list(places), *over(row, places.values())) for row in rows})
+        if kind not in DAMAGE:
+            panel.invert_xaxis()
+        panel.set_ylim(bottom=0)
+    return save(figure, folder / "robustness")
+
+
+def over(row: dict[str, Any], names: Iterable[str]) -> tuple[list[float], list[float]]:
+    """A row's means and standard deviations in these columns."""
+    pairs = [(row[name], row[f"{name} sd"]) for name in names]
+    return [mean for mean, _ in pairs], [sd for _, sd in pairs]
 
 
 def means_table(means: dict[str, Means], papers: bool) -> str:

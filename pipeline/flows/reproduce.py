@@ -18,12 +18,12 @@ from pipeline.config import Workspace
 from pipeline.errors import BadInput
 from pipeline.flows.choose import Chosen, split_label
 from pipeline.flows.runs import RunSpec, Tested, prepare_runs, sensible_jobs, tested
-from pipeline.flows.tables import TABLES, Row, Table
+from pipeline.flows.tables import FIGURES, TABLES, Column, Row, Table
 from pipeline.retrieve.bootstrap import paired_difference
 from pipeline.stores.atomic import atomic_write, write_json
 
 FIRST_SEED = 24  # the paper's
-FIGURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
+RESOURCES = {"train": "training", "test": "retrieval"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Line:
     figures: dict[str, tuple[float, float]]
     difference: float
     interval: tuple[float, float]
+    columns: dict[Column, tuple[float, float]]  # (mean, sd) of what the table's own columns show
     train_seconds: float
     train_mb: float
     test_seconds: float
@@ -63,9 +64,14 @@ def reproduce(
         root = str(workspace.root.resolve())
         return RunSpec(root, chosen.dataset, chosen.encoder, system, FIRST_SEED + seed, recipe, threads)
 
-    systems = dict.fromkeys(row.system for name in names for row in TABLES[name].rows)
-    prepare_runs([spec(system, seed) for system in systems for seed in range(seeds)], at_once, progress)
-    results = {system: [tested(spec(system, seed)) for seed in range(seeds)] for system in systems}
+    measures: dict[str, set[str]] = {}
+    for name in names:
+        for row in TABLES[name].rows:
+            measures.setdefault(row.system, set()).update(column.measure for column in TABLES[name].columns)
+    prepare_runs([spec(system, seed) for system in measures for seed in range(seeds)], at_once, progress, measures)
+    results = {
+        system: [tested(spec(system, seed), wanted) for seed in range(seeds)] for system, wanted in measures.items()
+    }
     is_papers = chosen.dataset == "msrvtt" and str(chosen.store.settings["model"]).startswith("ViT-B-32")
     label = split_label(workspace, chosen, "test", chosen.store.videos("test", mmap=True).video_ids)
     written = {}
@@ -86,19 +92,19 @@ def summarise_table(table: Table, results: dict[str, list[Tested]]) -> list[Line
     lines = []
     for row in table.rows:
         runs = results[row.system]
-        values = {name: np.array([run.metrics[name] for run in runs]) for name in FIGURES}
+        values = {name: [run.metrics[name] for run in runs] for name in FIGURES}
         paired = paired_difference(
             np.concatenate([run.ranks for run in base]),
             np.concatenate([run.ranks for run in runs]),
             np.concatenate([run.clusters for run in base]),  # a video's queries of all seeds are drawn together
         )["R@1"]
-        spread = {name: float(of.std(ddof=1)) if len(of) > 1 else 0.0 for name, of in values.items()}
         lines.append(
             Line(
                 row,
-                {name: (float(values[name].mean()), spread[name]) for name in FIGURES},
+                {name: mean_and_sd(of) for name, of in values.items()},
                 paired["difference"],
                 paired["interval"],
+                {of: mean_and_sd([run.measured[of.measure][of.key] for run in runs]) for of in table.columns},
                 *(
                     float(np.mean([getattr(run, name) for run in runs]))
                     for name in ("train_seconds", "train_mb", "test_seconds", "test_mb")
@@ -108,28 +114,32 @@ def summarise_table(table: Table, results: dict[str, list[Tested]]) -> list[Line
     return lines
 
 
+def mean_and_sd(values: list[float]) -> tuple[float, float]:
+    """Over seeds; the standard deviation of a single one is given as 0."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
 def as_markdown(table: Table, lines: list[Line], is_papers: bool, about: str) -> str:
-    heads = ["", *FIGURES, "R@1 against the first row [95 %]"]
-    if table.resources:
-        heads += ["training s", "training MB", "retrieval s", "retrieval MB"]
+    heads = ["", *table.figures, "R@1 against the first row [95 %]", *(column.label for column in table.columns)]
+    for what in table.resources:
+        heads += [f"{RESOURCES[what]} s", f"{RESOURCES[what]} MB"]
     if is_papers:
         heads.append("the paper's " + " ".join(FIGURES))
-    rows = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    rows = [heads]
     for line in lines:
         cells = [line.row.label]
-        cells += [f"{mean:.1f} ± {sd:.1f}" for mean, sd in (line.figures[name] for name in FIGURES)]
+        cells += [f"{mean:.1f} ± {sd:.1f}" for mean, sd in (line.figures[name] for name in table.figures)]
         low, high = line.interval
         cells.append("" if line is lines[0] else f"{line.difference:+.2f} [{low:+.2f}, {high:+.2f}]")
-        if table.resources:
-            cells += [
-                f"{line.train_seconds:.0f}",
-                f"{line.train_mb:.0f}",
-                f"{line.test_seconds:.2f}",
-                f"{line.test_mb:.0f}",
-            ]
+        cells += [f"{mean:.{of.digits}f} ± {sd:.{of.digits}f}" for of, (mean, sd) in line.columns.items()]
+        for what in table.resources:
+            cells += [f"{getattr(line, f'{what}_seconds'):.1f}", f"{getattr(line, f'{what}_mb'):.0f}"]
         if is_papers:
             cells.append(" ".join(f"{value:g}" for value in line.row.paper) if line.row.paper else "")
         rows.append(cells)
+    if table.tall:
+        rows = [list(row) for row in zip(*rows, strict=True)]
+    rows.insert(1, ["---", *["---:"] * (len(rows[0]) - 1)])
     text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     notes = f"\n\n{table.notes}" if table.notes else ""
     return f"### {table.title}\n\n{about}\n\n{text}{notes}\n"
@@ -158,4 +168,6 @@ def _record(line: Line) -> dict[str, Any]:
     }
     for name in ("train_seconds", "train_mb", "test_seconds", "test_mb"):
         record[name] = round(getattr(line, name), 3)
+    for column, (mean, sd) in line.columns.items():
+        record |= {column.label: round(mean, 4), f"{column.label} sd": round(sd, 4)}
     return record

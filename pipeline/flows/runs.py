@@ -7,7 +7,7 @@ the run's name, so that what is done is never done again and what was interrupte
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,12 +45,20 @@ class Tested:
     train_mb: float
     test_seconds: float
     test_mb: float
+    measured: dict[str, dict[str, float]]  # what the measures gave that were asked for, by their names
 
 
-def prepare_runs(specs: Iterable[RunSpec], jobs: int, progress: Callable[[int, int, str], None]) -> None:
-    """Train and test whatever of `specs` is missing, `jobs` at a time; a system's ancestors come first."""
+def prepare_runs(
+    specs: Collection[RunSpec],
+    jobs: int,
+    progress: Callable[[int, int, str], None],
+    measures: Mapping[str, Collection[str]] | None = None,
+) -> None:
+    """Train and test whatever of `specs` is missing, `jobs` at a time; a system's ancestors come first. `measures`: by
+    system, the names of what is measured besides (flows/measures.py)."""
     wanted = _with_ancestors(specs)
-    done = 0
+    more = [(spec, name) for spec in specs for name in (measures or {}).get(spec.system, ())]
+    done, total = 0, len(wanted) + len(more)
     for depth in range(1 + max((_depth(spec.system) for spec in wanted), default=0)):
         level = [spec for spec in wanted if _depth(spec.system) == depth]
         with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
@@ -60,25 +68,33 @@ def prepare_runs(specs: Iterable[RunSpec], jobs: int, progress: Callable[[int, i
                     future.result()
                     spec = waiting[future]
                     done += stage is _test_task
-                    progress(done, len(wanted), f"{spec.system} seed {spec.seed}")
+                    progress(done, total, f"{spec.system} seed {spec.seed}")
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        for future in as_completed([pool.submit(_measure_task, *task) for task in more]):
+            future.result()
+            done += 1
+            progress(done, total, "measured")
 
 
 def run_name(spec: RunSpec) -> str:
     """The folder of a run: the system, the seed, and a fingerprint of the recipe's settings that matter."""
     from pipeline.config import fingerprint
 
-    return f"{spec.system}-s{spec.seed}-{fingerprint({'head': SYSTEMS[spec.system].head, **spec.recipe})[:6]}"
+    system = SYSTEMS[spec.system]
+    tuned = {"tune": system.tune} if system.tune else {}
+    return f"{spec.system}-s{spec.seed}-{fingerprint({'head': system.head, **tuned, **spec.recipe})[:6]}"
 
 
 def trained(spec: RunSpec) -> bool:
     return (Workspace(Path(spec.workspace)).head_dir(spec.dataset, run_name(spec)) / "config.json").exists()
 
 
-def tested(spec: RunSpec) -> Tested:
-    """The kept result of a run that `prepare_runs` has made."""
+def tested(spec: RunSpec, measures: Collection[str]) -> Tested:
+    """The kept result of a run that `prepare_runs` has made, and of these measures."""
     workspace = Workspace(Path(spec.workspace))
     record = read_json(workspace.head_dir(spec.dataset, run_name(spec)) / "config.json")
-    kept = read_json(workspace.report_dir(spec.dataset, run_name(spec)) / "test.json")
+    folder = workspace.report_dir(spec.dataset, run_name(spec))
+    kept = read_json(folder / "test.json")
     return Tested(
         kept["run"],
         kept["metrics"],
@@ -88,6 +104,7 @@ def tested(spec: RunSpec) -> Tested:
         record["peak_mb"],
         kept["seconds"],
         kept["peak_mb"],
+        {name: read_json(folder / f"{name}.json") for name in measures},
     )
 
 
@@ -96,7 +113,7 @@ def _with_ancestors(specs: Iterable[RunSpec]) -> list[RunSpec]:
     for spec in specs:
         while True:
             found[run_name(spec)] = spec
-            parent = SYSTEMS[spec.system].start_from
+            parent = SYSTEMS[spec.system].parent
             if parent is None:
                 break
             spec = RunSpec(**{**asdict(spec), "system": parent})
@@ -104,18 +121,24 @@ def _with_ancestors(specs: Iterable[RunSpec]) -> list[RunSpec]:
 
 
 def _depth(system: str) -> int:
-    parent = SYSTEMS[system].start_from
+    parent = SYSTEMS[system].parent
     return 0 if parent is None else 1 + _depth(parent)
 
 
-def _open(spec: RunSpec) -> Any:
+def _open(spec: RunSpec, *, to_train: bool = False) -> Any:
+    """The features that a run starts from, or, once it is trained, those of the CLIP that it left."""
     import torch
 
     from pipeline.flows.choose import choose_store
 
     if spec.threads:
         torch.set_num_threads(spec.threads)
-    return choose_store(Workspace(Path(spec.workspace)), spec.dataset, spec.encoder)
+    encoder = spec.encoder
+    if SYSTEMS[spec.system].tune and not to_train:
+        from pipeline.flows.tune import tuned_encoder
+
+        encoder = tuned_encoder(spec.encoder, run_name(spec))
+    return choose_store(Workspace(Path(spec.workspace)), spec.dataset, encoder)
 
 
 def system_settings(chosen: Any, system: str) -> dict[str, Any]:
@@ -130,19 +153,29 @@ def system_settings(chosen: Any, system: str) -> dict[str, Any]:
 
 def _train_task(spec: RunSpec) -> None:
     from dits_head.config import HeadConfig
-    from pipeline.flows.train import train_head
+    from pipeline.flows.train import Distillation, train_head
     from pipeline.train.loop import TrainSettings
 
-    chosen = _open(spec)
+    chosen = _open(spec, to_train=True)
     system = SYSTEMS[spec.system]
-    parent = RunSpec(**{**asdict(spec), "system": system.start_from}) if system.start_from else None
-    train_head(
+    parent = run_name(RunSpec(**{**asdict(spec), "system": system.parent})) if system.parent else None
+    what = (
         Workspace(Path(spec.workspace)),
         chosen,
         HeadConfig(**system_settings(chosen, spec.system)),
         TrainSettings(**spec.recipe, seed=spec.seed),
+    )
+    start_from = parent if system.start_from else None
+    if system.tune:
+        from pipeline.flows.tune import train_with_clip, tune_settings
+
+        train_with_clip(*what, tune_settings(chosen, system.tune), run=run_name(spec), start_from=start_from)
+        return
+    train_head(
+        *what,
         run=run_name(spec),
-        start_from=run_name(parent) if parent else None,
+        start_from=start_from,
+        distill=Distillation(parent, system.contrast) if parent and system.distilled_from else None,
     )
 
 
@@ -150,8 +183,6 @@ def _test_task(spec: RunSpec) -> None:
     from pipeline.flows.choose import choose_head
     from pipeline.flows.train import peak_memory_mb
     from pipeline.retrieve.metrics import query_ranks, summarise
-    from pipeline.retrieve.scoring import Scorer
-    from pipeline.retrieve.streaming import count_grid
     from pipeline.stores.features import text_to_video
 
     workspace = Workspace(Path(spec.workspace))
@@ -162,19 +193,37 @@ def _test_task(spec: RunSpec) -> None:
     chosen_head = choose_head(workspace, chosen, run_name(spec))
     videos, texts = chosen.store.videos("test"), chosen.store.texts("test")
     began = time.perf_counter()
-    own = text_to_video(texts, videos)
-    order = np.argsort(own, kind="stable")
-    counts = count_grid(Scorer(chosen_head.head, videos).grid(texts.text_embeds[order], own[order]))
+    counts, clusters = counts_of(chosen_head.head, videos, texts.text_embeds, text_to_video(texts, videos))
     seconds = time.perf_counter() - began
     result = {
         "run": chosen_head.run,
         "metrics": summarise(counts.t2v, len(videos)),
         "ranks": query_ranks(counts.t2v).tolist(),
-        "clusters": own[order].tolist(),
+        "clusters": clusters.tolist(),
         "seconds": round(seconds, 3),
         "peak_mb": peak_memory_mb(),
     }
     write_json(out, result)
+
+
+def counts_of(head: Any, videos: Any, text_embeds: np.ndarray, own: np.ndarray) -> tuple[Any, np.ndarray]:
+    """GridCounts of texts (T, D) against a gallery, and `own` (T,), their videos' rows, in the order of the counts."""
+    from pipeline.retrieve.scoring import Scorer
+    from pipeline.retrieve.streaming import count_grid
+
+    order = np.argsort(own, kind="stable")
+    return count_grid(Scorer(head, videos).grid(text_embeds[order], own[order])), own[order]
+
+
+def _measure_task(spec: RunSpec, name: str) -> None:
+    from pipeline.flows.choose import choose_head
+    from pipeline.flows.measures import MEASURES
+
+    workspace = Workspace(Path(spec.workspace))
+    out = workspace.report_dir(spec.dataset, run_name(spec)) / f"{name}.json"
+    if not out.exists():
+        chosen = _open(spec)
+        write_json(out, MEASURES[name](workspace, chosen, choose_head(workspace, chosen, run_name(spec))))
 
 
 def sensible_jobs() -> tuple[int, int]:
