@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.config import Workspace, fingerprint
 from pipeline.flows.choose import Chosen, ChosenHead
+from pipeline.flows.cost import cost
 from pipeline.flows.extract import embed_queries
 from pipeline.flows.runs import counts_of
 from pipeline.retrieve.corrupt import DAMAGE, damage_captions, keep_frames
@@ -83,4 +84,4 @@ def damaged_embeds(folder: Path, chosen: Chosen, texts: TextFeatures, kind: str,
     return np.load(path)
 
 
-MEASURES: dict[str, Measure] = {"gap": gap, "align": align, "robustness": robustness}
+MEASURES: dict[str, Measure] = {"gap": gap, "align": align, "robustness": robustness, "cost": cost}
