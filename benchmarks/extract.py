@@ -1,11 +1,17 @@
 """Stage 1 whole: does the slower part bound it, how does it compare with clip-video-encode's way, is memory flat?
 
-    python benchmarks/extract.py [--clips 24] [--model ViT-B-32] [--memory 200 2000]
+    python benchmarks/extract.py [--clips 24] [--model ViT-B-32] [--memory 200 2000] [--clip-video-encode DIR]
 
 Untrained weights (speed does not depend on them), generated H.264 clips of 10 s at 640 x 360. "one after the other" is
-a plain re-implementation of what iejMac/clip-video-encode does with a folder, not that program itself: decode a clip in
-sequence, prepare its frames one by one with open_clip's PIL transform, encode that clip's frames in float32, next clip.
---memory extracts that many tiny clips with a small encoder and prints the driver's peak memory for each count.
+the plain way: decode a clip in sequence, prepare its frames one by one with open_clip's PIL transform, encode that
+clip's frames in float32, next clip. --clip-video-encode runs that program itself, on the same clips and weights and as
+many frames of each, from a folder of its own, because its pins do not agree with current libraries:
+
+    pip install --no-deps --target DIR clip-video-encode==1.3.0 video2numpy==2.3.0 ffmpeg-python webdataset==1.0.2 \\
+        braceexpand fire termcolor youtube_dl opencv-python-headless
+
+Loading the model is left out of everybody's time. --memory extracts that many tiny clips with a small encoder and
+prints the driver's peak memory for each count.
 """
 
 import argparse
@@ -16,6 +22,11 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import av
+import numpy as np
+import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -42,13 +53,25 @@ extract(Manifest("memory", "/", entries), store, ExtractSettings(num_frames=4), 
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
+_CLIP_VIDEO_ENCODE = """
+import sys, time
+from pipeline import torchvision_guard
+torchvision_guard.ensure()
+import open_clip
+model, weights, every, out, *clips = sys.argv[1:]
+loaded = open_clip.create_model_and_transforms(model, pretrained=weights)
+open_clip.create_model_and_transforms = lambda *args, **kwargs: loaded
+from clip_video_encode import clip_video_encode
+began = time.perf_counter()
+clip_video_encode(clips, out, take_every_nth=int(every), frame_workers=2, frame_memory_size=0.5,
+                  oc_model_name=model, pretrained=weights)
+print("seconds", time.perf_counter() - began)
+"""
+
 
 def one_after_the_other(paths: list[Path], encoder: Encoder, seconds: int) -> float:
     """Seconds for all clips, decoding and encoding in turn."""
-    import av
-    import open_clip
-    import torch
-    from PIL import Image
+    import open_clip  # after the encoder's loading has made torchvision importable
 
     transform: Any = open_clip.image_transform(encoder.image_size, is_train=False)
     wanted = set(middle_indices(seconds * RATE, FRAMES))
@@ -63,6 +86,21 @@ def one_after_the_other(paths: list[Path], encoder: Encoder, seconds: int) -> fl
         with torch.inference_mode():
             encoder.model.encode_image(torch.stack(frames).to(encoder.dtype))
     return time.perf_counter() - started
+
+
+def clip_video_encode(paths: list[Path], encoder: Encoder, installed: Path, seconds: int, folder: Path) -> float:
+    """Seconds that clip-video-encode takes for all clips; its embeddings must be as many as ours."""
+    weights, out = folder / "weights.pt", folder / "clip-video-encode"
+    torch.save(encoder.model.state_dict(), weights)
+    out.mkdir()
+    root = str(Path(__file__).resolve().parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, str(installed)])}
+    every = str(seconds * RATE // FRAMES)
+    command = [sys.executable, "-c", _CLIP_VIDEO_ENCODE, str(encoder.settings["model"]), str(weights), every, str(out)]
+    said = subprocess.run([*command, *map(str, paths)], env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    rows = sum(len(np.load(path)) for path in out.glob("*.npy"))
+    assert rows == FRAMES * len(paths), f"clip-video-encode made {rows} embeddings of {FRAMES * len(paths)}"
+    return float(said.stdout.split()[-1])
 
 
 def peak_memory(folder: Path, counts: list[int]) -> None:
@@ -81,6 +119,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=10)
     parser.add_argument("--model", default="ViT-B-32")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--clip-video-encode", type=Path)
     parser.add_argument("--memory", type=int, nargs="*", default=[])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -99,12 +138,15 @@ def main() -> None:
         entries = tuple(VideoEntry(path.name, path.name, "corpus") for path in paths)
         settings = ExtractSettings(num_frames=FRAMES)
         rates = benchmark(Manifest("benchmark", name, entries), settings, clips=len(paths), encoder=encoder)
-        plain = one_after_the_other(
-            paths, load_encoder(arguments.model, random_seed=0, precision="float32"), arguments.seconds
-        )
+        plain_encoder = load_encoder(arguments.model, random_seed=0, precision="float32")
+        plain = one_after_the_other(paths, plain_encoder, arguments.seconds)
         print(f"{arguments.model}, {encoder.settings['dtype']}, {encoder.device}, {len(paths)} clips\n{rates}")
         print(f"one after the other, float32: {FRAMES * len(paths) / plain:.1f} frames/s")
         print(f"ours is {plain / rates.whole_seconds:.2f} times as fast")
+        if arguments.clip_video_encode:
+            theirs = clip_video_encode(paths, plain_encoder, arguments.clip_video_encode, arguments.seconds, Path(name))
+            print(f"clip-video-encode: {FRAMES * len(paths) / theirs:.1f} frames/s")
+            print(f"ours is {theirs / rates.whole_seconds:.2f} times as fast")
 
 
 if __name__ == "__main__":
