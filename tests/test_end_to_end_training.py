@@ -7,22 +7,31 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_tables import InProcess
 from typer.testing import CliRunner
 
 import cli
 from dits_head.config import HEADS
 from pipeline.config import Workspace
 from pipeline.errors import BadInput, UserError
+from pipeline.extract.activations import cache_bytes
+from pipeline.extract.encoder import load_encoder
 from pipeline.extract.settings import ExtractSettings
+from pipeline.flows import runs, tune
 from pipeline.flows.choose import choose_store
 from pipeline.flows.extract import dataset_manifest, extract_manifest
-from pipeline.flows.tune_ways import FromVideos
+from pipeline.flows.reproduce import reproduce
+from pipeline.flows.tables import SYSTEMS, TABLES
+from pipeline.flows.train import recipe
+from pipeline.flows.tune_ways import FromVideos, clips_of
+from pipeline.stores.atomic import read_json
 from pipeline.train.batches import PairData
 from pipeline.train.joint import JointSource, embed_texts, embed_videos
 
@@ -119,8 +128,6 @@ def test_a_run_from_the_videos_and_every_command_after_it(workspace, extracted, 
     # every part of CLIP has moved, and a new corpus is embedded with what it has become
     out = tmp_path / "tuned.safetensors"
     run("export-clip", "whole", out, *here)
-    from pipeline.extract.encoder import load_encoder
-
     before, after = load_encoder(precision="float32").model.state_dict(), load_file(out)
     still = {name for name in before if torch.equal(before[name], after[name])}
     assert still <= {"logit_scale", "attn_mask"}
@@ -207,3 +214,33 @@ def test_windows_of_long_captions_are_refused(tmp_path):
     extract_manifest(Workspace(tmp_path), manifest, ExtractSettings(long_captions="windows"), progress=False)
     with pytest.raises(UserError, match="one text a caption"):
         FromVideos(Workspace(tmp_path), choose_store(Workspace(tmp_path)))
+
+
+def test_tables_run_systems_whose_clip_is_trained_too(workspace):
+    place = Workspace(workspace)
+    chosen = choose_store(place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "ProcessPoolExecutor", InProcess)
+        patch.setattr(tune, "depth", lambda model: 2)  # of the four blocks two are cached here
+        for name in [row.system for row in TABLES["blocks"].rows]:
+            patch.setitem(SYSTEMS, name, replace(SYSTEMS[name], head={"head": "mean-pool"}))  # the quickest
+        settings = recipe(chosen, epochs=1, batch_size=16)
+        written = reproduce(place, chosen, ["blocks", "5b"], settings, seeds=1, jobs=1, progress=lambda *_: None)
+    rows = {row["row"]: row for row in read_json(place.report_dir("shapes", "tables") / "table-blocks.json")}
+    assert list(rows) == ["fix CLIP", "k = 1", "k = 2", "all blocks", "end to end"]
+    assert [row["row"] for row in read_json(place.report_dir("shapes", "tables") / "table-5b.json")] == [
+        "DITS, fix CLIP",
+        "DITS, joint",
+    ]
+    videos, texts = chosen.store.videos(), chosen.store.texts()
+    features = videos.frame_embeds.nbytes + texts.text_embeds.nbytes
+    manifest = clips_of(place, chosen)
+    assert rows["fix CLIP"]["disk MB"] == round(features / 1e6, 2)
+    encoder = load_encoder(precision="float32")
+    cached = cache_bytes(encoder, manifest, 12, "float16")
+    assert rows["k = 1"]["disk MB"] == rows["all blocks"]["disk MB"] == round((features + cached) / 1e6, 2)
+    files = sum(Path(manifest.resolve(entry)).stat().st_size for entry in manifest.entries)
+    assert rows["end to end"]["disk MB"] == round(files / 1e6, 2)
+    assert all(row["s an epoch"] > 0 for row in rows.values())
+    assert "s an epoch" in written["blocks"]
+    assert choose_store(place).encoder == "shapes-clip"  # the tables do not change what later commands take
