@@ -554,6 +554,9 @@ def reproduce(
     lr: Annotated[float | None, typer.Option(help="Learning rate [default: the data set's preset]")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over all captions")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pairs a step")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of every head that does not name its own, name=value")
+    ] = None,
     jobs: Annotated[int | None, typer.Option(help="Runs at once [default: one a core, one on a GPU]")] = None,
     dataset: DatasetOption = None,
     encoder: EncoderOption = None,
@@ -565,11 +568,12 @@ def reproduce(
     \b
         python cli.py reproduce --table 4 --seeds 3
         python cli.py reproduce --table all --quick
+        python cli.py reproduce --table 6a,6b --set blocks=1 --set T_prime=3 --batch-size 32
     """
     from pipeline.flows.choose import choose_store
     from pipeline.flows.reproduce import reproduce
     from pipeline.flows.tables import TABLES
-    from pipeline.flows.train import recipe
+    from pipeline.flows.train import head_settings, recipe
 
     place = Workspace.locate(workspace)
     chosen = choose_store(place, dataset, encoder)
@@ -577,7 +581,14 @@ def reproduce(
     given = {"lr": lr, "epochs": 1 if quick else epochs, "batch_size": batch_size}
     with stepwise("runs") as progress:
         written = reproduce(
-            place, chosen, names, recipe(chosen, **given), seeds=1 if quick else seeds, jobs=jobs, progress=progress
+            place,
+            chosen,
+            names,
+            recipe(chosen, **given),
+            head=head_settings(pairs(set_, "--set")),
+            seeds=1 if quick else seeds,
+            jobs=jobs,
+            progress=progress,
         )
     show(written, as_json, "\n\n".join(written.values()))
 

@@ -225,7 +225,9 @@ def test_tables_run_systems_whose_clip_is_trained_too(workspace):
         for name in [row.system for row in TABLES["blocks"].rows]:
             patch.setitem(SYSTEMS, name, replace(SYSTEMS[name], head={"head": "mean-pool"}))  # the quickest
         settings = recipe(chosen, epochs=1, batch_size=16)
-        written = reproduce(place, chosen, ["blocks", "5b"], settings, seeds=1, jobs=1, progress=lambda *_: None)
+        written = reproduce(
+            place, chosen, ["blocks", "5b"], settings, head={}, seeds=1, jobs=1, progress=lambda *_: None
+        )
     rows = {row["row"]: row for row in read_json(place.report_dir("shapes", "tables") / "table-blocks.json")}
     assert list(rows) == ["fix CLIP", "k = 1", "k = 2", "all blocks", "end to end"]
     assert [row["row"] for row in read_json(place.report_dir("shapes", "tables") / "table-5b.json")] == [

@@ -96,7 +96,7 @@ def test_every_row_of_every_table_can_be_trained_with_every_preset(name):
     )
     TrainSettings(**recipe(chosen), seed=24)
     rows = [row for table in TABLES.values() for row in table.rows]
-    configs = {row.system: HeadConfig(**system_settings(chosen, row.system)) for row in rows}
+    configs = {row.system: HeadConfig(**system_settings(chosen, row.system, {})) for row in rows}
     for row in rows:
         if named := re.search(r"T' = ([1-9]\d*)", row.label):
             assert configs[row.system].T_prime == int(named[1]), row.label

@@ -51,7 +51,7 @@ def reproduced(extracted):  # noqa: F811
         )  # joint: test_end_to_end_training
         patch.setitem(TABLES, "9", replace(TABLES["9"], rows=fixed))
         settings = recipe(chosen, epochs=1, batch_size=16)
-        written = reproduce(workspace, chosen, list(NEW), settings, seeds=1, jobs=1, progress=lambda *_: None)
+        written = reproduce(workspace, chosen, list(NEW), settings, head={}, seeds=1, jobs=1, progress=lambda *_: None)
     return workspace, chosen, written
 
 

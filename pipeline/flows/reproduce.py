@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from dits_head.config import HeadConfig
 from pipeline.config import Workspace
 from pipeline.errors import BadInput
 from pipeline.flows.choose import Chosen, split_label
-from pipeline.flows.runs import RunSpec, Tested, prepare_runs, sensible_jobs, tested
+from pipeline.flows.runs import RunSpec, Tested, prepare_runs, sensible_jobs, system_settings, tested
 from pipeline.flows.tables import FIGURES, TABLES, Column, Row, Table
 from pipeline.retrieve.bootstrap import paired_difference
 from pipeline.stores.atomic import atomic_write, write_json
@@ -47,11 +48,13 @@ def reproduce(
     names: list[str],
     recipe: dict[str, Any],
     *,
+    head: dict[str, Any],
     seeds: int,
     jobs: int | None = None,
     progress: Callable[[int, int, str], None],
 ) -> dict[str, str]:
-    """{table: Markdown}. Raises BadInput for an unknown table."""
+    """{table: Markdown}. `head`: HeadConfig's settings for every system that does not name its own. Raises BadInput for
+    an unknown table, and for settings that one of its systems cannot have."""
     if seeds < 1 or (jobs is not None and jobs < 1):
         raise BadInput("--seeds and --jobs", expected="1 or more", got=f"{seeds}, {jobs}")
     for name in names:
@@ -62,12 +65,17 @@ def reproduce(
 
     def spec(system: str, seed: int) -> RunSpec:
         root = str(workspace.root.resolve())
-        return RunSpec(root, chosen.dataset, chosen.encoder, system, FIRST_SEED + seed, recipe, threads)
+        return RunSpec(root, chosen.dataset, chosen.encoder, system, FIRST_SEED + seed, recipe, head, threads)
 
     measures: dict[str, set[str]] = {}
     for name in names:
         for row in TABLES[name].rows:
             measures.setdefault(row.system, set()).update(column.measure for column in TABLES[name].columns)
+    for system in measures:
+        try:
+            HeadConfig(**system_settings(chosen, system, head))
+        except ValueError as error:
+            raise BadInput(f"--set: system {system!r} cannot be built: {error}") from None
     prepare_runs([spec(system, seed) for system in measures for seed in range(seeds)], at_once, progress, measures)
     results = {
         system: [tested(spec(system, seed), wanted) for seed in range(seeds)] for system, wanted in measures.items()
@@ -81,6 +89,7 @@ def reproduce(
         about = (
             f"{chosen.dataset}, {label or 'no published split'}, {chosen.encoder}; "
             f"{seeds} seed{'s' * (seeds != 1)} from {FIRST_SEED}; recipe {recipe}"
+            + (f"; every head with {head}" if head else "")
         )
         written[name] = as_markdown(TABLES[name], lines, is_papers, about)
         _write(out, written[name], lines)

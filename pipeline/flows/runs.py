@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from pipeline.stores.atomic import read_json, write_json
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run: a system of `SYSTEMS`, a seed, and the recipe (TrainSettings without the seed)."""
+    """One run: a system of `SYSTEMS`, a seed, and the recipe (TrainSettings without the seed). head: settings of the
+    head that stand where the system names none of its own."""
 
     workspace: str
     dataset: str
@@ -30,6 +31,7 @@ class RunSpec:
     system: str
     seed: int
     recipe: dict[str, Any]
+    head: dict[str, Any] = field(default_factory=dict)
     threads: int = 0  # torch's; 0 leaves its default
 
 
@@ -77,12 +79,13 @@ def prepare_runs(
 
 
 def run_name(spec: RunSpec) -> str:
-    """The folder of a run: the system, the seed, and a fingerprint of the recipe's settings that matter."""
+    """The folder of a run: the system, the seed, and a fingerprint of all settings, also those left at a default."""
+    from dits_head.config import HeadConfig
     from pipeline.config import fingerprint
 
     system = SYSTEMS[spec.system]
-    tuned = {"tune": system.tune} if system.tune else {}
-    return f"{spec.system}-s{spec.seed}-{fingerprint({'head': system.head, **tuned, **spec.recipe})[:6]}"
+    head = HeadConfig(dim=1, **{**spec.head, **system.head}).to_dict()
+    return f"{spec.system}-s{spec.seed}-{fingerprint({'head': head, 'tune': system.tune, **spec.recipe})[:6]}"
 
 
 def trained(spec: RunSpec) -> bool:
@@ -141,14 +144,14 @@ def _open(spec: RunSpec, *, to_train: bool = False) -> Any:
     return choose_store(Workspace(Path(spec.workspace)), spec.dataset, encoder)
 
 
-def system_settings(chosen: Any, system: str) -> dict[str, Any]:
-    """HeadConfig's settings of a table's row: the system's, and under them the preset's, but for T': the rows name it,
-    and a preset with another (DiDeMo's 5) would stand under the wrong label."""
+def system_settings(chosen: Any, system: str, head: Mapping[str, Any]) -> dict[str, Any]:
+    """HeadConfig's settings of a table's row: the system's, under them `head`, and under those the preset's, but for
+    T': the rows name it, and a preset with another (DiDeMo's 5) would stand under the wrong label."""
     from pipeline.flows.train import preset_head
 
     own = SYSTEMS[system].head
     preset = {name: value for name, value in preset_head(chosen, own["head"]).items() if name != "T_prime"}
-    return {"dim": chosen.store.dim, **preset, **own}
+    return {"dim": chosen.store.dim, **preset, **head, **own}
 
 
 def _train_task(spec: RunSpec) -> None:
@@ -162,7 +165,7 @@ def _train_task(spec: RunSpec) -> None:
     what = (
         Workspace(Path(spec.workspace)),
         chosen,
-        HeadConfig(**system_settings(chosen, spec.system)),
+        HeadConfig(**system_settings(chosen, spec.system, spec.head)),
         TrainSettings(**spec.recipe, seed=spec.seed),
     )
     start_from = parent if system.start_from else None

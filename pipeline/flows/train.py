@@ -251,18 +251,22 @@ def head_config(chosen: Chosen, head: str, options: Mapping[str, str], *, paper_
     Raises BadInput naming the field and the fix.
     """
     dim = chosen.store.dim
-    known = HeadConfig(dim=dim).to_dict()
-    typed = preset_head(chosen, head)
-    for name, text in options.items():
-        if name not in known or name in ("head", "dim"):
-            raise BadInput(f"--set {name}", expected=", ".join(sorted({*known} - {"head", "dim"})), got=name)
-        typed[name] = _typed(name, text, known[name])
+    typed = preset_head(chosen, head) | head_settings(options)
     try:
         if paper_literal:
             return HeadConfig.paper_literal(dim, **typed)
         return HeadConfig(head=head, dim=dim, **typed)
     except ValueError as error:
         raise BadInput(f"this head cannot be built: {error}") from None
+
+
+def head_settings(options: Mapping[str, str]) -> dict[str, Any]:
+    """`--set name=value` pairs, with the types of HeadConfig's fields. Raises BadInput for one that cannot be read."""
+    known = HeadConfig().to_dict()
+    for name in options:
+        if name not in known or name in ("head", "dim"):
+            raise BadInput(f"--set {name}", expected=", ".join(sorted({*known} - {"head", "dim"})), got=name)
+    return {name: _typed(name, text, known[name]) for name, text in options.items()}
 
 
 def _typed(name: str, text: str, example: Any) -> Any:
