@@ -172,6 +172,7 @@ PRESETS: dict[str, Preset] = {name: _of_the_paper(name) for name in _PAPER} | {
         embed_dim=128,
         head={"head": "dits", "init_logit_scale": 30.0},
         train={"lr": 3e-3, "epochs": 8, "batch_size": 128},
+        tune={"clip_lr": 1e-3},
         remark="the built-in data set and backbone: minutes on two cores, no download; the paper has no such row",
     )
 }

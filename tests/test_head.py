@@ -254,8 +254,8 @@ def test_autocast_changes_a_training_step_by_half_precision_only(data: tuple[Ten
     for enabled in (False, True):
         head = make("dits").train()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss, _ = head.training_loss(*batch)
+            loss, _ = head.training_loss(*batch, generator=torch.Generator().manual_seed(0))
         loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in head.parameters() if p.grad is not None]))
     assert gradients[1].dtype == torch.float32
-    assert F.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.95
+    assert F.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.99
