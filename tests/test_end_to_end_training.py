@@ -243,6 +243,6 @@ def test_tables_run_systems_whose_clip_is_trained_too(workspace):
     assert rows["k = 1"]["disk MB"] == rows["all blocks"]["disk MB"] == round((features + cached) / 1e6, 2)
     files = sum(Path(manifest.resolve(entry)).stat().st_size for entry in manifest.entries)
     assert rows["end to end"]["disk MB"] == round(files / 1e6, 2)
-    assert all(row["s an epoch"] > 0 for row in rows.values())
+    assert all(row["s an epoch"] > 0 for name, row in rows.items() if name != "fix CLIP")  # mean pooling takes none
     assert "s an epoch" in written["blocks"]
     assert choose_store(place).encoder == "shapes-clip"  # the tables do not change what later commands take

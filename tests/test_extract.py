@@ -256,8 +256,10 @@ def test_a_full_disk_ends_the_run_cleanly(corpus, encoder, undisturbed, tmp_path
 @pytest.fixture(scope="session")
 def heavy(tmp_path_factory) -> Path:
     """A clip that takes seconds to decode."""
-    path = tmp_path_factory.mktemp("heavy") / "heavy.mp4"
-    ffmpeg_run("-f", "lavfi", "-i", "testsrc2=s=1280x720:r=50:d=10", "-c:v", "libx264", "-preset", "ultrafast", path)
+    folder = tmp_path_factory.mktemp("heavy")
+    part, path = folder / "part.mp4", folder / "heavy.mp4"
+    ffmpeg_run("-f", "lavfi", "-i", "testsrc2=s=1280x720:r=50:d=8", "-c:v", "libx264", "-preset", "ultrafast", part)
+    ffmpeg_run("-stream_loop", "7", "-i", part, "-c", "copy", path)
     return path
 
 

@@ -60,12 +60,12 @@ def prepare_runs(
     system, the names of what is measured besides (flows/measures.py)."""
     wanted = _with_ancestors(specs)
     more = [(spec, name) for spec in specs for name in (measures or {}).get(spec.system, ())]
-    done, total = 0, len(wanted) + len(more)
+    done, total = sum(map(has_result, wanted)), len(wanted) + len(more)
     for depth in range(1 + max((_depth(spec.system) for spec in wanted), default=0)):
         level = [spec for spec in wanted if _depth(spec.system) == depth]
         with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-            for stage in (_train_task, _test_task):
-                waiting = {pool.submit(stage, spec): spec for spec in level if stage is _test_task or not trained(spec)}
+            for stage, is_done in ((_train_task, trained), (_test_task, has_result)):
+                waiting = {pool.submit(stage, spec): spec for spec in level if not is_done(spec)}
                 for future in as_completed(waiting):
                     future.result()
                     spec = waiting[future]
@@ -90,6 +90,14 @@ def run_name(spec: RunSpec) -> str:
 
 def trained(spec: RunSpec) -> bool:
     return (Workspace(Path(spec.workspace)).head_dir(spec.dataset, run_name(spec)) / "config.json").exists()
+
+
+def has_result(spec: RunSpec) -> bool:
+    return _result_path(spec).exists()
+
+
+def _result_path(spec: RunSpec) -> Path:
+    return Workspace(Path(spec.workspace)).report_dir(spec.dataset, run_name(spec)) / "test.json"
 
 
 def tested(spec: RunSpec, measures: Collection[str]) -> Tested:
@@ -189,9 +197,6 @@ def _test_task(spec: RunSpec) -> None:
     from pipeline.stores.features import text_to_video
 
     workspace = Workspace(Path(spec.workspace))
-    out = workspace.report_dir(spec.dataset, run_name(spec)) / "test.json"
-    if out.exists():
-        return
     chosen = _open(spec)
     chosen_head = choose_head(workspace, chosen, run_name(spec))
     videos, texts = chosen.store.videos("test"), chosen.store.texts("test")
@@ -206,7 +211,7 @@ def _test_task(spec: RunSpec) -> None:
         "seconds": round(seconds, 3),
         "peak_mb": peak_memory_mb(),
     }
-    write_json(out, result)
+    write_json(_result_path(spec), result)
 
 
 def counts_of(head: Any, videos: Any, text_embeds: np.ndarray, own: np.ndarray) -> tuple[Any, np.ndarray]:
