@@ -7,11 +7,14 @@ For 1, 2, 3, 4, 6 and 12 stretches of the video (`HeadConfig.index_vectors`): in
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.config import Workspace
 from pipeline.flows.choose import choose_head, choose_store

@@ -13,14 +13,18 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from plain_head import PlainHead
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.plain_head import PlainHead
 from dits_head.config import HeadConfig
 from dits_head.head import RetrievalHead, build_head
 
@@ -47,7 +51,8 @@ class Features:
 
 def make(head: str, plain: bool, args: argparse.Namespace) -> Callable[[Batch], float]:
     """A function that takes one training step."""
-    config = HeadConfig(head=head, dim=args.dim, dropout=args.dropout, dropout_per=args.dropout_per)
+    still = {"noise_train": False} if head == "dits" else {}  # so that both compute the same loss
+    config = HeadConfig(head=head, dim=args.dim, dropout=args.dropout, dropout_per=args.dropout_per, **still)
     torch.manual_seed(0)
     ours = opened(build_head(config))
     model: Any = PlainHead(config) if plain else ours
