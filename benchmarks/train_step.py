@@ -51,7 +51,7 @@ class Features:
 
 def make(head: str, plain: bool, args: argparse.Namespace) -> Callable[[Batch], float]:
     """A function that takes one training step."""
-    still = {"noise_train": False} if head == "dits" else {}  # so that both compute the same loss
+    still: dict[str, Any] = {"noise_train": False} if head == "dits" else {}  # so that both compute the same loss
     config = HeadConfig(head=head, dim=args.dim, dropout=args.dropout, dropout_per=args.dropout_per, **still)
     torch.manual_seed(0)
     ours = opened(build_head(config))
