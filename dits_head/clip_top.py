@@ -81,7 +81,7 @@ class ClipTop(nn.Module):
 
     @classmethod
     def from_open_clip(cls, model: nn.Module, k: int) -> "ClipTop":
-        """Copies, in float32. Raises ValueError where the towers are not open_clip's own, or k is too large."""
+        """Copies, in float32 and trainable. Raises ValueError where the towers are not open_clip's own, or k is too large."""
         if reason := refusal(model):
             raise ValueError(reason)
         layers = depth(model)
@@ -89,10 +89,11 @@ class ClipTop(nn.Module):
             raise ValueError(f"cannot take the top {k} blocks: the towers have {layers}; use 1 to {layers}")
         image_blocks, text_blocks = _towers(model)
         image, text = _image_parts(model), _text_parts(model)
-        return cls(
+        top = cls(
             TopBlocks(_copies(image_blocks, k), _copy(image[0]), _copy(image[1]), causal=False),
             TopBlocks(_copies(text_blocks, k), _copy(text[0]), _copy(text[1]), causal=True),
         )
+        return top.requires_grad_(True)  # type: ignore[return-value]  # a model that only encodes is frozen
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         self.image.gradient_checkpointing = self.text.gradient_checkpointing = enabled
