@@ -122,3 +122,16 @@ def test_other_towers_are_refused_by_name():
         ClipTop.from_open_clip(resnet, 1)
     with pytest.raises(ValueError, match="use 1 to 4"):
         ClipTop.from_open_clip(tiny_clip(), 5)
+
+
+def test_all_of_a_frozen_models_top_trains():
+    """An encoder that only encodes is frozen; what is taken out of it to be trained must not stay so."""
+    model = tiny_clip().requires_grad_(False)
+    top = ClipTop.from_open_clip(model, 2)
+    tokens, lengths = sentences()
+    values, offsets = text_activations(model, tokens, lengths, 2)
+    frames = top.frame_embeds(image_activations(model, torch.randn(5, 3, 32, 32), 2))
+    (frames.square().sum() + top.text_embeds(*pad_rows(values, offsets)).square().sum()).backward()
+    still = [name for name, parameter in top.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert not still
+    assert not any(parameter.requires_grad for parameter in LowerBlocks.from_open_clip(model, 4, 2).parameters())
