@@ -81,7 +81,7 @@ class ClipTop(nn.Module):
 
     @classmethod
     def from_open_clip(cls, model: nn.Module, k: int) -> "ClipTop":
-        """Trainable copies, in float32. Raises ValueError where the towers are not open_clip's own, or k is too large."""
+        """Trainable float32 copies. Raises ValueError where the towers are not open_clip's own, or k is too large."""
         if reason := refusal(model):
             raise ValueError(reason)
         layers = depth(model)
