@@ -308,6 +308,7 @@ def train_head(
     chosen = choose_store(place, dataset, encoder)
     config = head_config(chosen, head, pairs(set_, "--set"), paper_literal=paper_literal)
     settings = TrainSettings(**recipe(chosen, lr=lr, epochs=epochs, batch_size=batch_size), seed=seed)
+    how: dict[str, Any] = {"run": run, "start_from": start_from, "devices": devices}
     say(f"training {config.head} on {chosen.dataset}/{chosen.encoder}")
     with stepwise(config.head) as progress:
         if train_blocks or end_to_end:
@@ -315,30 +316,11 @@ def train_head(
             if clip_lr is not None:
                 given["clip_lr"] = clip_lr
             tune = tune_settings(chosen, "end-to-end" if end_to_end else train_blocks, **given)
-            result = train_with_clip(
-                place,
-                chosen,
-                config,
-                settings,
-                tune,
-                run=run,
-                start_from=start_from,
-                devices=devices,
-                progress=progress,
-            )
+            result = train_with_clip(place, chosen, config, settings, tune, progress=progress, **how)
             remember_tuned(place, chosen, result["run"])
         else:
-            result = train_head(
-                place,
-                chosen,
-                config,
-                settings,
-                run=run,
-                start_from=start_from,
-                distill=Distillation(distill, distill_contrast) if distill else None,
-                devices=devices,
-                progress=progress,
-            )
+            teacher = Distillation(distill, distill_contrast) if distill else None
+            result = train_head(place, chosen, config, settings, distill=teacher, progress=progress, **how)
     val = result["val"]
     text = (
         f"{result['run']}: validation R@1 {val['R@1']:.1f}, R@5 {val['R@5']:.1f}, R@10 {val['R@10']:.1f} "

@@ -17,6 +17,7 @@ from pipeline.flows.choose import Chosen, ChosenHead
 from pipeline.flows.cost import cost
 from pipeline.flows.extract import embed_queries
 from pipeline.flows.runs import counts_of
+from pipeline.flows.tables import FRAMES_LEFT, WORDS_PERCENT
 from pipeline.retrieve.corrupt import DAMAGE, damage_captions, keep_frames
 from pipeline.retrieve.gaps import RelevantPairs
 from pipeline.retrieve.metrics import summarise
@@ -25,8 +26,6 @@ from pipeline.stores.features import TextFeatures, VideoFeatures, text_to_video
 from pipeline.train.align import align_texts
 
 SEED = 24  # of the damage: one for all runs, so that they meet the same
-SHARES = (0.1, 0.2, 0.3, 0.5)  # of the words
-FRAMES_LEFT = (9, 6, 3, 1)
 TEXTS, REPEATS = 1000, 5  # of an alignment that is timed
 
 Measure = Callable[[Workspace, Chosen, ChosenHead], dict[str, float]]
@@ -62,9 +61,9 @@ def robustness(workspace: Workspace, chosen: Chosen, head: ChosenHead) -> dict[s
 
     folder = workspace.report_dir(chosen.dataset, "damaged-captions")
     found = {
-        f"{kind} {round(100 * share)}": r1(videos, damaged_embeds(folder, chosen, texts, kind, share))
+        f"{kind} {percent}": r1(videos, damaged_embeds(folder, chosen, texts, kind, percent / 100))
         for kind in DAMAGE
-        for share in SHARES
+        for percent in WORDS_PERCENT
     }
     for count in FRAMES_LEFT:
         for rule, seed in (("even", None), ("random", SEED)):

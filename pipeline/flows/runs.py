@@ -59,7 +59,12 @@ def prepare_runs(
     """Train and test whatever of `specs` is missing, `jobs` at a time; a system's ancestors come first. `measures`: by
     system, the names of what is measured besides (flows/measures.py)."""
     wanted = _with_ancestors(specs)
-    more = [(spec, name) for spec in specs for name in (measures or {}).get(spec.system, ())]
+    more = [
+        (spec, name)
+        for spec in specs
+        for name in (measures or {}).get(spec.system, ())
+        if not _kept(spec, name).exists()
+    ]
     done, total = sum(map(has_result, wanted)), len(wanted) + len(more)
     for depth in range(1 + max((_depth(spec.system) for spec in wanted), default=0)):
         level = [spec for spec in wanted if _depth(spec.system) == depth]
@@ -93,19 +98,19 @@ def trained(spec: RunSpec) -> bool:
 
 
 def has_result(spec: RunSpec) -> bool:
-    return _result_path(spec).exists()
+    return _kept(spec, "test").exists()
 
 
-def _result_path(spec: RunSpec) -> Path:
-    return Workspace(Path(spec.workspace)).report_dir(spec.dataset, run_name(spec)) / "test.json"
+def _kept(spec: RunSpec, name: str) -> Path:
+    """The file of a run's test, or of a measure."""
+    return Workspace(Path(spec.workspace)).report_dir(spec.dataset, run_name(spec)) / f"{name}.json"
 
 
 def tested(spec: RunSpec, measures: Collection[str]) -> Tested:
     """The kept result of a run that `prepare_runs` has made, and of these measures."""
     workspace = Workspace(Path(spec.workspace))
     record = read_json(workspace.head_dir(spec.dataset, run_name(spec)) / "config.json")
-    folder = workspace.report_dir(spec.dataset, run_name(spec))
-    kept = read_json(folder / "test.json")
+    kept = read_json(_kept(spec, "test"))
     return Tested(
         kept["run"],
         kept["metrics"],
@@ -115,7 +120,7 @@ def tested(spec: RunSpec, measures: Collection[str]) -> Tested:
         record["peak_mb"],
         kept["seconds"],
         kept["peak_mb"],
-        {name: read_json(folder / f"{name}.json") for name in measures},
+        {name: read_json(_kept(spec, name)) for name in measures},
     )
 
 
@@ -211,7 +216,7 @@ def _test_task(spec: RunSpec) -> None:
         "seconds": round(seconds, 3),
         "peak_mb": peak_memory_mb(),
     }
-    write_json(_result_path(spec), result)
+    write_json(_kept(spec, "test"), result)
 
 
 def counts_of(head: Any, videos: Any, text_embeds: np.ndarray, own: np.ndarray) -> tuple[Any, np.ndarray]:
@@ -228,10 +233,8 @@ def _measure_task(spec: RunSpec, name: str) -> None:
     from pipeline.flows.measures import MEASURES
 
     workspace = Workspace(Path(spec.workspace))
-    out = workspace.report_dir(spec.dataset, run_name(spec)) / f"{name}.json"
-    if not out.exists():
-        chosen = _open(spec)
-        write_json(out, MEASURES[name](workspace, chosen, choose_head(workspace, chosen, run_name(spec))))
+    chosen = _open(spec)
+    write_json(_kept(spec, name), MEASURES[name](workspace, chosen, choose_head(workspace, chosen, run_name(spec))))
 
 
 def sensible_jobs() -> tuple[int, int]:

@@ -140,11 +140,16 @@ _SWEEP = (
 )
 
 _RIVALS = (Row("X-Pool", "xpool"), Row("T-MASS", "tmass"), Row("DITS", "dits"))
+WORDS_PERCENT = (10, 20, 30, 50)  # of a caption's words that are damaged
+FRAMES_LEFT = (9, 6, 3, 1)
 _DAMAGE = (
-    *(Column(f"{n} % of words dropped", "robustness", f"dropped {n}", 1) for n in (10, 20, 30, 50)),
-    *(Column(f"{n} % of words swapped", "robustness", f"swapped {n}", 1) for n in (10, 20, 30, 50)),
-    *(Column(f"frames left, evenly: {n}", "robustness", f"even {n}", 1) for n in (9, 6, 3, 1)),
-    *(Column(f"frames left, at random: {n}", "robustness", f"random {n}", 1) for n in (9, 6, 3, 1)),
+    *(
+        Column(f"{n} % of words {kind}", "robustness", f"{kind} {n}", 1)
+        for kind in ("dropped", "swapped")
+        for n in WORDS_PERCENT
+    ),
+    *(Column(f"frames left, evenly: {n}", "robustness", f"even {n}", 1) for n in FRAMES_LEFT),
+    *(Column(f"frames left, at random: {n}", "robustness", f"random {n}", 1) for n in FRAMES_LEFT),
 )
 
 TABLES: dict[str, Table] = {
