@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import typer
 import typer.core
+import typer.exceptions
 
 from pipeline.config import Workspace
 from pipeline.errors import BadInput, MissingData, UserError
@@ -29,11 +30,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 class Commands(typer.core.TyperGroup):
-    """A UserError becomes one line on stderr and exit code 2; anything else is a bug and keeps its traceback."""
+    """A UserError or a mistyped option becomes one line on stderr and exit code 2; anything else is a bug and keeps its
+    traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except typer.exceptions.TyperException as error:
+            wrong = getattr(error, "ctx", None) or ctx
+            say(f"error: {BadInput(error.format_message().rstrip('.'), fix=f'see `{wrong.command_path} --help`')}")
+            raise typer.Exit(2) from None
         except UserError as error:
             say(f"error: {error}")
             raise typer.Exit(2) from None

@@ -47,6 +47,22 @@ def refused(*arguments):
     return errors[0]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train-head", "--hed", "xpool"], "No such option: --hed"),
+        (["extract", "--num-frames", "many"], "Invalid value for '--num-frames'"),
+        (["serch", "a dog"], "No such command 'serch'"),
+        (["search"], "Missing argument"),
+        (["train-head", "--seed"], "Option '--seed' requires an argument"),
+    ],
+)
+def test_mistyped_commands_are_one_line_too(arguments, said):
+    line = refused(*arguments)
+    assert said in line
+    assert "--help`" in line
+
+
 def test_bad_input_to_extract(tmp_path):
     here = ("--workspace", tmp_path / "w")
     assert "expected shapes, msrvtt" in refused("extract", "--dataset", "nonsense", *here)
