@@ -49,8 +49,9 @@ class Features:
         return text.to(device), self.frames[videos].to(device), self.mask[videos].to(device)
 
 
-def make(head: str, plain: bool, args: argparse.Namespace) -> Callable[[Batch], float]:
-    """A function that takes one training step."""
+def make(head: str, way: str, args: argparse.Namespace) -> Callable[[Batch], float]:
+    """A function that takes one training step; way: plain, ours, or compiled (ours, by torch.compile)."""
+    plain = way == "plain"
     still: dict[str, Any] = {"noise_train": False} if head == "dits" else {}  # so that both compute the same loss
     config = HeadConfig(head=head, dim=args.dim, dropout=args.dropout, dropout_per=args.dropout_per, **still)
     torch.manual_seed(0)
@@ -61,11 +62,12 @@ def make(head: str, plain: bool, args: argparse.Namespace) -> Callable[[Batch], 
     model.to(args.device)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.2, fused=not plain)
+    training_loss = torch.compile(model.training_loss) if way == "compiled" else model.training_loss
 
     def step(batch: Batch) -> float:
         text, frames, mask = batch
         with torch.autocast(args.device, torch.bfloat16, enabled=args.bfloat16):
-            loss = model.training_loss(text, frames) if plain else model.training_loss(text, frames, mask)[0]
+            loss = training_loss(text, frames) if plain else training_loss(text, frames, mask)[0]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -85,31 +87,36 @@ def opened(head: RetrievalHead) -> RetrievalHead:
 
 
 def measure(head: str, size: int, features: Features, args: argparse.Namespace) -> dict[str, float]:
-    steps = {name: make(head, name == "plain", args) for name in ("plain", "ours")}
-    seconds: dict[str, list[float]] = {"plain": [], "ours": []}
+    ways = ("plain", "ours", "compiled") if args.compile else ("plain", "ours")
+    steps = {way: make(head, way, args) for way in ways}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
     batch = features.batch(size, args.device)
     losses = {name: step(batch) for name, step in steps.items()}
-    if not args.dropout and not args.bfloat16 and abs(losses["plain"] - losses["ours"]) > 1e-3 * abs(losses["plain"]):
-        raise SystemExit(f"{head}, batch {size}: plain and ours disagree on the loss: {losses}")
+    apart = max(losses.values()) - min(losses.values())
+    if not args.dropout and not args.bfloat16 and apart > 1e-3 * abs(losses["plain"]):
+        raise SystemExit(f"{head}, batch {size}: the ways disagree on the loss: {losses}")
     for _ in range(args.repeats if size < 256 else 1):
         for name, step in steps.items():
             begin = time.perf_counter()
             step(features.batch(size, args.device))
             seconds[name].append(time.perf_counter() - begin)
-    ratios = [plain / ours for plain, ours in zip(*seconds.values(), strict=True)]
-    return {name: statistics.median(values) for name, values in seconds.items()} | {"ratio": statistics.median(ratios)}
+    times_as_fast = {
+        f"{way} times": statistics.median(plain / other for plain, other in zip(seconds["plain"], of, strict=True))
+        for way, of in seconds.items()
+    }
+    return {way: statistics.median(values) for way, values in seconds.items()} | times_as_fast
 
 
-def peak_of_one_step(head: str, plain: bool, size: int, args: argparse.Namespace) -> float:
+def peak_of_one_step(head: str, way: str, size: int, args: argparse.Namespace) -> float:
     """MiB by which a fresh process' peak grows over a first step (weights are there; gradients and Adam's are not)."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_grow, (head, plain, size, args))
+        return pool.apply(_grow, (head, way, size, args))
 
 
-def _grow(head: str, plain: bool, size: int, args: argparse.Namespace) -> float:
+def _grow(head: str, way: str, size: int, args: argparse.Namespace) -> float:
     torch.set_num_threads(args.threads)
     features = Features(2 * size, 1, args.frames, args.dim)
-    step, batch = make(head, plain, args), features.batch(size, args.device)
+    step, batch = make(head, way, args), features.batch(size, args.device)
     if args.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -136,21 +143,24 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--dropout-per", choices=("pair", "video"), default="pair")
     parser.add_argument("--bfloat16", action="store_true", help="both under autocast")
+    parser.add_argument("--compile", action="store_true", help="also ours by torch.compile; needs a C++ compiler")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     features = Features(args.videos, args.captions, args.frames, args.dim)
     print(f"{args.threads} threads, {args.device}, dim {args.dim}, dropout {args.dropout} per {args.dropout_per}\n")
-    print(
-        "| head | batch | plain steps/s | ours steps/s | ratio | plain MiB | ours MiB |\n|---|---|---|---|---|---|---|"
-    )
+    faster = ["ours", "compiled"] if args.compile else ["ours"]
+    titles = ["head", "batch", "plain steps/s"]
+    titles += [title for way in faster for title in (f"{way} steps/s", "ratio to plain")] + ["plain MiB", "ours MiB"]
+    print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
     for head in HEADS:
         for size in args.batches:
             result = measure(head, size, features, args)
-            plain, ours = (peak_of_one_step(head, plain, size, args) for plain in (True, False))
-            speeds = f"{1 / result['plain']:.2f} | {1 / result['ours']:.2f} | {result['ratio']:.2f}"
-            print(f"| {head} | {size} | {speeds} | {plain:.0f} | {ours:.0f} |", flush=True)
+            cells = [head, str(size), f"{1 / result['plain']:.2f}"]
+            cells += [cell for way in faster for cell in (f"{1 / result[way]:.2f}", f"{result[f'{way} times']:.2f}")]
+            cells += [f"{peak_of_one_step(head, way, size, args):.0f}" for way in ("plain", "ours")]
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
