@@ -534,7 +534,7 @@ def reproduce(
         str,
         typer.Option(
             help="4, 5a, 5b, 6a, 6b, 7, 8, 9, 10, 11, blocks, open, control, steps, distill, "
-            "robustness; several with commas; or all"
+            "robustness; several with commas; or all that the features allow"
         ),
     ] = "all",
     seeds: Annotated[int, typer.Option(help="How many seeds, from 24 on")] = 3,
@@ -559,25 +559,23 @@ def reproduce(
         python cli.py reproduce --table 6a,6b --set blocks=1 --set T_prime=3 --batch-size 32
     """
     from pipeline.flows.choose import choose_store
-    from pipeline.flows.reproduce import reproduce
-    from pipeline.flows.tables import TABLES
+    from pipeline.flows.reproduce import possible_tables, reproduce
     from pipeline.flows.train import head_settings, recipe
 
     place = Workspace.locate(workspace)
     chosen = choose_store(place, dataset, encoder)
-    names = list(TABLES) if table == "all" else table.split(",")
+    names = possible_tables(place, chosen, say) if table == "all" else table.split(",")
     given = {"lr": lr, "epochs": 1 if quick else epochs, "batch_size": batch_size}
-    with stepwise("runs") as progress:
-        written = reproduce(
-            place,
-            chosen,
-            names,
-            recipe(chosen, **given),
-            head=head_settings(pairs(set_, "--set")),
-            seeds=1 if quick else seeds,
-            jobs=jobs,
-            progress=progress,
-        )
+    written = reproduce(
+        place,
+        chosen,
+        names,
+        recipe(chosen, **given),
+        head=head_settings(pairs(set_, "--set")),
+        seeds=1 if quick else seeds,
+        jobs=jobs,
+        stepwise=stepwise,
+    )
     show(written, as_json, "\n\n".join(written.values()))
 
 

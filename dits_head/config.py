@@ -132,7 +132,10 @@ class HeadConfig:
 
     @classmethod
     def paper_literal(cls, dim: int, **changes: Any) -> HeadConfig:
-        """DITS with beta from 0.1 to 0.99 over T = T' = 10 steps, eq. 8's noise, and X-Pool's dropout of 0.3."""
+        """DITS with beta from 0.1 to 0.99 over T = T' = 10 steps, eq. 8's noise, and X-Pool's dropout of 0.3.
+
+        The loss is ours all the same: captions of one video, and equal captions, are no negatives of each other.
+        """
         literal: dict[str, Any] = {"schedule": "literal", "noise_train": True, "noise_eval": True, "dropout": 0.3}
         return cls(dim=dim, **{**literal, **changes})
 
@@ -208,8 +211,11 @@ class HeadConfig:
             raise ValueError(f"pool_query='aligned': {self.needs_video}; set pool_query='text'")
         if self.needs_video and self.index_loss:
             raise ValueError(f"index_loss={self.index_loss}: {self.needs_video}; set index_loss=0")
-        if self.head == "mean-pool" and (self.dropout or self.pool_query == "aligned"):
-            raise ValueError("head='mean-pool' has no dropout and no pooling query; set dropout=0, pool_query='text'")
+        if self.head == "mean-pool" and (self.dropout or self.pool_query == "aligned" or self.vectors > 1):
+            raise ValueError(
+                "head='mean-pool' has no dropout, no pooling query and one vector a video; "
+                "set dropout=0, pool_query='text', index_vectors=1"
+            )
 
     def _check_diffusion(self) -> None:
         if self.steps != self.T:
@@ -223,5 +229,7 @@ class HeadConfig:
             raise ValueError("head='diffusion' draws the gap v - t for a text; set condition='t' or 'none', gap='v-t'")
         if not self.tied:
             raise ValueError("tied=False: the diffusion baseline shares one network over its steps; set tied=True")
+        if self.index_loss and self.stage == "pretrain":
+            raise ValueError("stage='pretrain' fits the noise and nothing else; set index_loss=0 or stage='finetune'")
         if self.step_loss:
             raise ValueError("step_loss belongs to head='dits', a diffusion chain's states are noise; set step_loss=0")

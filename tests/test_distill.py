@@ -101,6 +101,8 @@ def test_a_run_says_what_it_was_distilled_from_and_keeps_the_teachers_pooling(wo
     )
     with pytest.raises(FingerprintMismatch, match="distilled_from"):
         train_head(workspace, chosen, config, SETTINGS, run="student", distill=Distillation("teacher", contrast=1.0))
+    with pytest.raises(FingerprintMismatch, match="distilled_from"):
+        train_head(workspace, chosen, config, SETTINGS, run="student")  # nor is it a plain run
 
 
 def test_the_command_line(workspace):

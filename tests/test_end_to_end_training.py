@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_tables import InProcess
+from test_tables import InProcess, silent
 from typer.testing import CliRunner
 
 import cli
@@ -25,13 +25,14 @@ from pipeline.extract.activations import cache_bytes
 from pipeline.extract.encoder import load_encoder
 from pipeline.extract.settings import ExtractSettings
 from pipeline.flows import runs, tune
-from pipeline.flows.choose import choose_store
+from pipeline.flows.choose import ZERO_SHOT, choose_head, choose_store
 from pipeline.flows.extract import dataset_manifest, extract_manifest
-from pipeline.flows.reproduce import reproduce
+from pipeline.flows.reproduce import reproduce, tables_dir
 from pipeline.flows.tables import SYSTEMS, TABLES
 from pipeline.flows.train import recipe
-from pipeline.flows.tune_ways import FromVideos, clips_of
-from pipeline.stores.atomic import read_json
+from pipeline.flows.tune_ways import FromCache, FromVideos, clips_of
+from pipeline.stores.atomic import read_json, write_json
+from pipeline.stores.features import FeatureStore
 from pipeline.train.batches import PairData
 from pipeline.train.joint import JointSource, embed_texts, embed_videos
 
@@ -216,6 +217,34 @@ def test_windows_of_long_captions_are_refused(tmp_path):
         FromVideos(Workspace(tmp_path), choose_store(Workspace(tmp_path)))
 
 
+def test_a_publication_that_was_killed_between_videos_and_captions_is_finished(workspace, tmp_path, monkeypatch):
+    """A store with videos and no captions would evaluate as one that never had any."""
+    chosen = choose_store(Workspace(workspace))
+    out, clip = tmp_path / "tuned", tmp_path / "clip.safetensors"
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FeatureStore, "write_texts", killed)
+        FromCache(chosen, 1).publish(out, clip)
+    FromCache(chosen, 1).publish(out, clip)
+    tuned, base = FeatureStore.open(out), chosen.store
+    assert tuned.texts().caption_ids == base.texts().caption_ids
+    assert tuned.videos().video_ids == base.videos().video_ids
+    np.testing.assert_allclose(tuned.texts().text_embeds, base.texts().text_embeds, atol=1e-2)
+
+
+def test_clips_are_decoded_with_the_limits_that_they_were_extracted_with(workspace):
+    place = Workspace(workspace)
+    chosen = choose_store(place)
+    about = read_json(chosen.store.path / "encoder.json")
+    write_json(chosen.store.path / "encoder.json", {**about, "limits": {**about["limits"], "max_pixels": 16}})
+    way = FromVideos(place, chosen)
+    with pytest.raises(BadInput, match="TooManyPixels"):
+        next(way.inputs(chosen.store.videos(), chosen.store.texts()).frames([np.array([0])]))
+
+
 def test_tables_run_systems_whose_clip_is_trained_too(workspace):
     place = Workspace(workspace)
     chosen = choose_store(place)
@@ -225,15 +254,11 @@ def test_tables_run_systems_whose_clip_is_trained_too(workspace):
         for name in [row.system for row in TABLES["blocks"].rows]:
             patch.setitem(SYSTEMS, name, replace(SYSTEMS[name], head={"head": "mean-pool"}))  # the quickest
         settings = recipe(chosen, epochs=1, batch_size=16)
-        written = reproduce(
-            place, chosen, ["blocks", "5b"], settings, head={}, seeds=1, jobs=1, progress=lambda *_: None
-        )
-    rows = {row["row"]: row for row in read_json(place.report_dir("shapes", "tables") / "table-blocks.json")}
+        written = reproduce(place, chosen, ["blocks", "5b"], settings, head={}, seeds=1, jobs=1, stepwise=silent)
+    folder = tables_dir(place, chosen)
+    rows = {row["row"]: row for row in read_json(folder / "table-blocks.json")}
     assert list(rows) == ["fix CLIP", "k = 1", "k = 2", "all blocks", "end to end"]
-    assert [row["row"] for row in read_json(place.report_dir("shapes", "tables") / "table-5b.json")] == [
-        "DITS, fix CLIP",
-        "DITS, joint",
-    ]
+    assert [row["row"] for row in read_json(folder / "table-5b.json")] == ["DITS, fix CLIP", "DITS, joint"]
     videos, texts = chosen.store.videos(), chosen.store.texts()
     features = videos.frame_embeds.nbytes + texts.text_embeds.nbytes
     manifest = clips_of(place, chosen)
@@ -245,4 +270,6 @@ def test_tables_run_systems_whose_clip_is_trained_too(workspace):
     assert rows["end to end"]["disk MB"] == round(files / 1e6, 2)
     assert all(row["s an epoch"] > 0 for name, row in rows.items() if name != "fix CLIP")  # mean pooling takes none
     assert "s an epoch" in written["blocks"]
-    assert choose_store(place).encoder == "shapes-clip"  # the tables do not change what later commands take
+    # the tables do not change what later commands take
+    assert choose_store(place).encoder == "shapes-clip"
+    assert choose_head(place, chosen).run == ZERO_SHOT

@@ -36,6 +36,8 @@ from dits_head.config import HEADS, HeadConfig
         ({"condition": "v", "pool_query": "aligned"}, "set pool_query='text'"),
         ({"head": "tmass", "index_loss": 0.5}, "set index_loss=0"),
         ({"head": "mean-pool", "dropout": 0.3}, "set dropout=0"),
+        ({"head": "mean-pool", "index_vectors": 4}, "index_vectors=1"),
+        ({"head": "diffusion", "index_loss": 1.0}, "set index_loss=0 or stage='finetune'"),
     ],
 )
 def test_bad_combinations_are_refused_with_the_fix(settings: dict, says: str) -> None:
@@ -64,6 +66,7 @@ def test_defaults_are_resolved_so_that_a_stored_config_says_everything() -> None
 def test_paper_literal() -> None:
     config = HeadConfig.paper_literal(512, T_prime=5)
     assert (config.schedule, config.noise_train, config.noise_eval, config.steps) == ("literal", True, True, 5)
+    assert config.dropout == 0.3
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_every_table_by_its_formula(name: str, T: int) -> None:
 
 
 def test_the_noise_of_the_literal_reading_dwarfs_a_text() -> None:
-    """The reason why `literal` is an option and not the default: see PAPER's sentence in the schedule's docstring."""
+    """Why DITS draws none at retrieval by default: over ten steps it is several times as long as a CLIP text."""
     schedule = make_schedule("literal", 10)
     total = math.sqrt(512 * schedule.lam[1:].square().sum())
     assert 45 < total < 60

@@ -12,7 +12,7 @@ from pipeline.datasets import DATASETS, annotate, build_manifest, find_source
 from pipeline.errors import BadInput
 from pipeline.flows.runs import system_settings
 from pipeline.flows.tables import TABLES
-from pipeline.flows.train import recipe
+from pipeline.flows.train import head_config, recipe
 from pipeline.presets import PRESETS, get_preset
 from pipeline.train.loop import TrainSettings
 
@@ -91,9 +91,8 @@ def test_an_unknown_preset_lists_the_known_ones():
 def test_every_row_of_every_table_can_be_trained_with_every_preset(name):
     """`reproduce` builds each system over the preset's settings; a row that says T' = 10 gets 10."""
     preset = get_preset(name)
-    chosen = SimpleNamespace(
-        dataset=preset.dataset, store=SimpleNamespace(dim=preset.embed_dim, settings={"model": preset.model})
-    )
+    store = SimpleNamespace(dim=preset.embed_dim, settings={"model": preset.model}, num_frames=12)
+    chosen = SimpleNamespace(dataset=preset.dataset, store=store)
     TrainSettings(**recipe(chosen), seed=24)
     rows = [row for table in TABLES.values() for row in table.rows]
     configs = {row.system: HeadConfig(**system_settings(chosen, row.system, {})) for row in rows}
@@ -101,3 +100,12 @@ def test_every_row_of_every_table_can_be_trained_with_every_preset(name):
         if named := re.search(r"T' = ([1-9]\d*)", row.label):
             assert configs[row.system].T_prime == int(named[1]), row.label
     assert configs["dits"].dropout == preset.head.get("dropout", HeadConfig(dim=preset.embed_dim).dropout)
+
+
+def test_a_head_takes_its_sizes_from_the_features():
+    store = SimpleNamespace(settings={"model": "another"}, dim=8, num_frames=4)
+    chosen = SimpleNamespace(dataset="toy", store=store)
+    config = head_config(chosen, "tmass", {})
+    assert (config.dim, config.num_frames) == (8, 4)
+    with pytest.raises(BadInput, match="expected --head dits; got --head xpool"):
+        head_config(chosen, "xpool", {}, paper_literal=True)

@@ -2,11 +2,13 @@
 
 import csv
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import extracted, run  # noqa: F401
+from test_cli import extracted, refused, run  # noqa: F401
 
 import cli
 from dits_head.config import HeadConfig
@@ -16,8 +18,9 @@ from pipeline.flows.choose import choose_head, choose_store
 from pipeline.flows.extract import embed_queries
 from pipeline.flows.figures import robustness_figure
 from pipeline.flows.measures import SEED, damaged_embeds, robustness
-from pipeline.flows.reproduce import reproduce
-from pipeline.flows.tables import SYSTEMS, TABLES
+from pipeline.flows.reproduce import as_markdown, possible_tables, reproduce, summarise_table, tables_dir
+from pipeline.flows.runs import RunSpec, features_id, run_name
+from pipeline.flows.tables import SYSTEMS, TABLES, Row, Table
 from pipeline.flows.train import recipe
 from pipeline.retrieve.corrupt import damage_captions
 from pipeline.stores.atomic import read_json
@@ -39,6 +42,10 @@ class InProcess:
         return future
 
 
+def silent(title):
+    return nullcontext(lambda *_: None)
+
+
 @pytest.fixture(scope="module")
 def reproduced(extracted):  # noqa: F811
     workspace = Workspace(extracted)
@@ -51,12 +58,73 @@ def reproduced(extracted):  # noqa: F811
         )  # joint: test_end_to_end_training
         patch.setitem(TABLES, "9", replace(TABLES["9"], rows=fixed))
         settings = recipe(chosen, epochs=1, batch_size=16)
-        written = reproduce(workspace, chosen, list(NEW), settings, head={}, seeds=1, jobs=1, progress=lambda *_: None)
+        written = reproduce(workspace, chosen, list(NEW), settings, head={}, seeds=1, jobs=1, stepwise=silent)
     return workspace, chosen, written
 
 
+def result(ranks, clusters=(0, 0, 1, 2)):
+    """A run whose captions, two of them of video 0, reached these ranks."""
+    r1 = 100 * float(np.mean(np.array(ranks) == 1))
+    metrics = {"R@1": r1, "R@5": 100.0, "R@10": 100.0, "MdR": 1.0, "MnR": float(np.mean(ranks))}
+    return runs.Tested("run", metrics, np.array(ranks), np.array(clusters), 1.0, 2.0, 3.0, 4.0, {})
+
+
+def test_a_table_by_hand():
+    """Two seeds of two systems: means, standard deviations with n - 1, and the difference second minus first."""
+    table = Table("two", (Row("a", "xpool"), Row("b", "dits")))
+    first, second = table.rows
+    results = {
+        "xpool": [result([2, 2, 1, 2]), result([1, 2, 1, 2])],  # 25 and 50
+        "dits": [result([1, 1, 1, 2]), result([1, 1, 1, 1])],  # 75 and 100
+    }
+    a, b = summarise_table(table, results)
+    assert (a.row, b.row) == (first, second)
+    assert a.figures["R@1"] == (37.5, pytest.approx(17.678, abs=1e-3))
+    assert b.figures["R@1"] == (87.5, pytest.approx(17.678, abs=1e-3))
+    assert (a.difference, a.interval) == (0.0, pytest.approx((0.0, 0.0)))
+    assert b.difference == 50.0
+    # video 1 is right in all four runs and video 0 gains 75: whatever is drawn, the difference lies between these
+    assert 0.0 <= b.interval[0] < 50.0 < b.interval[1] <= 75.0
+    text = as_markdown(table, [a, b], False, "about")
+    assert "| a | 37.5 ± 17.7 |" in text
+    assert "| +50.00 [" in text
+
+
+def test_a_run_is_told_apart_by_its_features(reproduced):
+    """Another encoder, more videos or another preset must not be given an earlier run's figures."""
+    workspace, chosen, _ = reproduced
+    spec = RunSpec(str(workspace.root), "shapes", chosen.encoder, features_id(chosen), "xpool", 24, {})
+    other = replace(chosen, encoder="another")
+    assert run_name(spec) != run_name(replace(spec, encoder="another", features=features_id(other)))
+    assert run_name(spec) == run_name(replace(spec, features=features_id(choose_store(workspace))))
+
+
+def test_what_the_features_do_not_allow_is_said_before_anything_is_trained(reproduced, capsys):
+    workspace, chosen, _ = reproduced
+    possible = possible_tables(workspace, chosen, cli.say)
+    assert set(TABLES) - set(possible) == {"blocks"}  # no activations were kept
+    assert "without table blocks: " in capsys.readouterr().err
+    assert "extract with --cache-blocks 1" in refused("reproduce", "--table", "blocks", "--workspace", workspace.root)
+    line = refused("reproduce", "--table", "5a", "--set", "T_prime=3", "--workspace", workspace.root)
+    assert "table 5a names T' in its rows" in line
+
+
+def test_what_has_not_begun_when_a_run_fails_never_begins(tmp_path):
+    calls = [(str(tmp_path), number) for number in range(6)]
+    with pytest.raises(ZeroDivisionError):
+        list(runs._in_processes(1, leave_a_mark_or_fail, calls))
+    assert len(list(tmp_path.iterdir())) < len(calls) - 1
+
+
+def leave_a_mark_or_fail(folder, number):
+    if number == 1:
+        raise ZeroDivisionError
+    Path(folder, str(number)).touch()
+
+
 def rows_of(workspace, name):
-    return {row["system"]: row for row in read_json(workspace.report_dir("shapes", "tables") / f"table-{name}.json")}
+    folder = workspace.report_dir("shapes", "tables") / "shapes-clip"
+    return {row["system"]: row for row in read_json(folder / f"table-{name}.json")}
 
 
 def test_every_table_names_systems_that_exist_and_help_names_every_table():
@@ -113,14 +181,14 @@ def test_robustness_is_the_same_every_time_and_stands_in_every_form(reproduced):
     columns = TABLES["robustness"].columns
     assert set(found) == {column.key for column in columns}
     assert {column.key: row[column.label] for column in columns} == {key: round(r1, 4) for key, r1 in found.items()}
-    with open(workspace.report_dir("shapes", "tables") / "table-robustness.csv", newline="") as file:
+    with open(tables_dir(workspace, chosen) / "table-robustness.csv", newline="") as file:
         assert [line["system"] for line in csv.DictReader(file)] == ["xpool", "mlp", "dits"]
     assert "| 10 % of words dropped | " in written["robustness"]
 
 
 def test_the_robustness_figure_shows_every_system(reproduced, tmp_path):
     workspace, chosen, _ = reproduced
-    tables = workspace.report_dir("shapes", "tables")
+    tables = tables_dir(workspace, chosen)
     files = robustness_figure(tmp_path, tables, chosen.store.num_frames, cli.say)
     assert [path.name for path in files] == ["robustness.png", "robustness.svg"]
     drawn = files[1].read_text()

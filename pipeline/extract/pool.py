@@ -27,7 +27,7 @@ import numpy as np
 from pipeline.extract.limits import DecodeFailure
 from pipeline.extract.worker import DecodeSettings, Job
 
-_BUFFER_BYTES = 256 << 20
+_BUFFER_BYTES = 96 << 20
 _BATCH_BYTES = 4 << 20
 _MAX_BATCH = 32
 _START_SECONDS = 120.0  # for a process to import its libraries on a busy machine

@@ -22,10 +22,10 @@ from pipeline.extract.text import tokenise
 from pipeline.extract.worker import DecodeSettings, Job
 
 
-def require_files(jobs: Sequence[Job]) -> None:
+def require_files(sources: Sequence[str]) -> None:
     """Raises BadInput that names the first local file that is not there."""
-    for job in jobs:
-        path = local_path(job.source)
+    for source in sources:
+        path = local_path(source)
         if path is not None and not Path(path).exists():
             raise BadInput(
                 f"no video file {path}: end-to-end training decodes the videos in every epoch",
@@ -64,9 +64,12 @@ class DecodedInputs:
     def _clip(self, row: int, result: tuple[Job, Decoded | DecodeFailure]) -> np.ndarray:
         job, decoded = result
         if isinstance(decoded, DecodeFailure):
+            slow = "run the same command again on a less busy machine: it goes on where it stopped"
             raise BadInput(
                 f"{job.source} cannot be decoded any more ({decoded.kind}: {decoded.message})",
-                fix="put the file back as it was when its features were extracted",
+                fix=slow
+                if decoded.kind == "TimeLimit"
+                else "put the file back as it was when its features were extracted",
             )
         if len(decoded.frames) != self._counts[row]:
             raise BadInput(

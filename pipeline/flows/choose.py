@@ -91,7 +91,8 @@ def split_label(workspace: Workspace, chosen: Chosen, split: str | None, video_i
 def choose_head(
     workspace: Workspace, chosen: Chosen, run: str | None = None, head_dir: Path | None = None
 ) -> ChosenHead:
-    """The head trained last on the data set with the store's encoder; or the run named; or the folder named.
+    """The head trained last on the data set with the store's encoder, the tables' runs aside; or the run named; or the
+    folder named.
 
     `zero-shot`, and a data set without a trained head, give mean pooling. Raises MissingData for an unknown run,
     FingerprintMismatch for a head of another encoder, BadInput for one of another width.
@@ -100,7 +101,7 @@ def choose_head(
         return open_head(Path(head_dir), chosen.store)
     runs = workspace.head_dirs(chosen.dataset)
     if run is None:
-        runs = [path for path in runs if _made_for(path, chosen.store)]
+        runs = [path for path in runs if _taken_unnamed(path, chosen.store)]
         run = runs[-1].name if runs else ZERO_SHOT
     if run == ZERO_SHOT:
         config = HeadConfig(head="mean-pool", dim=chosen.store.dim)
@@ -114,9 +115,10 @@ def choose_head(
     return open_head(workspace.head_dir(chosen.dataset, run), chosen.store)
 
 
-def _made_for(folder: Path, store: FeatureStore) -> bool:
+def _taken_unnamed(folder: Path, store: FeatureStore) -> bool:
+    """Whether a run fits the store and was not trained for a table of `reproduce`."""
     record = read_json(folder / "config.json", needs=("head", "encoder"))
-    return bool(record["encoder"] | store.cache_settings == store.settings)
+    return bool(record["encoder"] | store.cache_settings == store.settings) and not record.get("for_tables")
 
 
 def open_head(folder: Path, store: FeatureStore) -> ChosenHead:

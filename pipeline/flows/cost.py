@@ -11,7 +11,7 @@ from pipeline.stores.features import FeatureStore
 
 
 def cost(workspace: Workspace, chosen: Chosen, head: ChosenHead) -> dict[str, float]:
-    """{"epoch s": validation included, "training MB": peak, "disk MB": what training reads}."""
+    """{"epoch s": validation included, "training MB": peak, "disk MB": what must lie there, all splits}."""
     record = head.record
     base = chosen.encoder.removesuffix(tuned_encoder("", head.run))
     store = FeatureStore.open(workspace.features_dir(chosen.dataset, base))

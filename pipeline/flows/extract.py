@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pipeline.extract.driver import ExtractReport, extract
 from pipeline.extract.encoder import Encoder, load_encoder
 from pipeline.extract.frames import FrameSize
 from pipeline.extract.inputs import read_source
-from pipeline.extract.limits import DecodeFailure
+from pipeline.extract.limits import DecodeFailure, Limits
 from pipeline.extract.settings import ExtractSettings
 from pipeline.flows.choose import encoder_name, remember_store
 from pipeline.stores.atomic import read_json, write_json
@@ -88,13 +89,25 @@ def extract_manifest(
 
 
 def remember_encoder(store: Path, settings: ExtractSettings) -> None:
-    """Note how to load the encoder again: the fingerprint knows what the weights are, not where they lie."""
+    """Note how to load the encoder and to decode the clips again: the fingerprint knows what the weights are, not where
+    they lie, and nothing of limits."""
     pretrained = settings.pretrained
     if pretrained and Path(pretrained).is_file():
         pretrained = str(Path(pretrained).resolve())
-    write_json(
-        store / "encoder.json", {"model": settings.model, "pretrained": pretrained, "precision": settings.precision}
-    )
+    about = {"model": settings.model, "pretrained": pretrained, "precision": settings.precision}
+    write_json(store / "encoder.json", {**about, "hwaccel": settings.hwaccel, "limits": asdict(settings.limits)})
+
+
+def remember_tuned_encoder(store: Path, base: FeatureStore, clip: Path) -> None:
+    """The same for a store of the CLIP in the file `clip`, tuned from the encoder of `base`, on the same clips."""
+    about = read_json(base.path / "encoder.json")
+    write_json(store / "encoder.json", {**about, "pretrained": str(clip.resolve()), "precision": "float32"})
+
+
+def decoding_of(store: FeatureStore) -> dict[str, Any]:
+    """`hwaccel` and `limits` of the extraction that made a store."""
+    about = read_json(store.path / "encoder.json")
+    return {"hwaccel": about.get("hwaccel"), "limits": Limits(**about.get("limits", {}))}
 
 
 def embed_queries(store: FeatureStore, sentences: Sequence[str]) -> np.ndarray:

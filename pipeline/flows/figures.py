@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.config import Workspace
 from pipeline.errors import MissingData
 from pipeline.flows.choose import Chosen, ChosenHead
+from pipeline.flows.reproduce import tables_dir
 from pipeline.flows.tables import TABLES
 from pipeline.retrieve.corrupt import DAMAGE
 from pipeline.retrieve.drawing import curves, histograms, panels, points, save
@@ -68,7 +69,7 @@ def draw_figures(
         if against and base:
             change = pairs.after["cosine"] - base.after["cosine"]
             files += change_figure(folder / head.run, change, f"{head.run} - {against.run}")
-    tables = workspace.report_dir(chosen.dataset, "tables")
+    tables = tables_dir(workspace, chosen)
     files += steps_figure(folder, tables, say) + robustness_figure(folder, tables, chosen.store.num_frames, say)
     papers = chosen.dataset == "msrvtt" and str(chosen.store.settings["model"]).startswith("ViT-B-32")
     table = means_table(means, papers)
@@ -137,6 +138,8 @@ def robustness_figure(folder: Path, tables: Path, num_frames: int, say: Callable
     figure, axes = panels(len(DAMAGE_AXES))
     for panel, (kind, label) in zip(axes, DAMAGE_AXES.items(), strict=True):
         columns = {int(c.key.split()[1]): c.label for c in TABLES["robustness"].columns if c.key.split()[0] == kind}
+        if kind not in DAMAGE:
+            columns = {left: label for left, label in columns.items() if left < num_frames}
         places = {0 if kind in DAMAGE else num_frames: "R@1", **columns}  # the first: undamaged
         curves(panel, label, "R@1, %", {row["row"]: (list(places), *over(row, places.values())) for row in rows})
         if kind not in DAMAGE:

@@ -2,12 +2,14 @@
 
 Each row is mean ± standard deviation over seeds, with the paired bootstrap interval of its difference in R@1 to the
 table's first row (videos are resampled, all seeds of a query together); the paper's own numbers stand beside ours where
-the data set and the backbone are the paper's. Markdown, CSV and JSON lie in reports/<dataset>/tables/.
+the data set and the backbone are the paper's. Markdown, CSV and JSON lie in reports/<dataset>/tables/<encoder>/, each
+table as soon as its runs are done.
 """
 
 import csv
 import io
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,18 @@ import numpy as np
 
 from dits_head.config import HeadConfig
 from pipeline.config import Workspace
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, UserError
 from pipeline.flows.choose import Chosen, split_label
-from pipeline.flows.runs import RunSpec, Tested, prepare_runs, sensible_jobs, system_settings, tested
+from pipeline.flows.runs import (
+    RunSpec,
+    Tested,
+    features_id,
+    prepare_runs,
+    require_trainable,
+    sensible_jobs,
+    system_settings,
+    tested,
+)
 from pipeline.flows.tables import FIGURES, TABLES, Column, Row, Table
 from pipeline.retrieve.bootstrap import paired_difference
 from pipeline.stores.atomic import atomic_write, write_json
@@ -51,49 +62,79 @@ def reproduce(
     head: dict[str, Any],
     seeds: int,
     jobs: int | None = None,
-    progress: Callable[[int, int, str], None],
+    stepwise: Callable[[str], AbstractContextManager[Any]],
 ) -> dict[str, str]:
     """{table: Markdown}. `head`: HeadConfig's settings for every system that does not name its own. Raises BadInput for
-    an unknown table, and for settings that one of its systems cannot have."""
+    an unknown table, for settings that one of its systems cannot have, and for a system whose training needs what the
+    store does not hold, all before anything is trained."""
     if seeds < 1 or (jobs is not None and jobs < 1):
         raise BadInput("--seeds and --jobs", expected="1 or more", got=f"{seeds}, {jobs}")
     for name in names:
         if name not in TABLES:
             raise BadInput(f"unknown table {name!r}", expected=", ".join([*TABLES, "all"]), got=name)
+        require_possible(workspace, chosen, name, head)
     at_once, threads = sensible_jobs()
-    at_once = jobs or at_once
+    features = features_id(chosen)
 
     def spec(system: str, seed: int) -> RunSpec:
         root = str(workspace.root.resolve())
-        return RunSpec(root, chosen.dataset, chosen.encoder, system, FIRST_SEED + seed, recipe, head, threads)
+        return RunSpec(root, chosen.dataset, chosen.encoder, features, system, FIRST_SEED + seed, recipe, head, threads)
 
-    measures: dict[str, set[str]] = {}
-    for name in names:
-        for row in TABLES[name].rows:
-            measures.setdefault(row.system, set()).update(column.measure for column in TABLES[name].columns)
-    for system in measures:
-        try:
-            HeadConfig(**system_settings(chosen, system, head))
-        except ValueError as error:
-            raise BadInput(f"--set: system {system!r} cannot be built: {error}") from None
-    prepare_runs([spec(system, seed) for system in measures for seed in range(seeds)], at_once, progress, measures)
-    results = {
-        system: [tested(spec(system, seed), wanted) for seed in range(seeds)] for system, wanted in measures.items()
-    }
     is_papers = chosen.dataset == "msrvtt" and str(chosen.store.settings["model"]).startswith("ViT-B-32")
     label = split_label(workspace, chosen, "test", chosen.store.videos("test", mmap=True).video_ids)
+    about = (
+        f"{chosen.dataset}, {label or 'no published split'}, {chosen.encoder}; "
+        f"{seeds} seed{'s' * (seeds != 1)} from {FIRST_SEED}; recipe {recipe}"
+        + (f"; every head with {head}" if head else "")
+    )
     written = {}
     for name in names:
-        lines = summarise_table(TABLES[name], results)
-        out = workspace.report_dir(chosen.dataset, "tables") / f"table-{name}"
-        about = (
-            f"{chosen.dataset}, {label or 'no published split'}, {chosen.encoder}; "
-            f"{seeds} seed{'s' * (seeds != 1)} from {FIRST_SEED}; recipe {recipe}"
-            + (f"; every head with {head}" if head else "")
-        )
-        written[name] = as_markdown(TABLES[name], lines, is_papers, about)
-        _write(out, written[name], lines)
+        table = TABLES[name]
+        measures = {row.system: {column.measure for column in table.columns} for row in table.rows}
+        with stepwise(f"table {name}") as progress:
+            prepare_runs(
+                [spec(system, seed) for system in measures for seed in range(seeds)],
+                jobs or at_once,
+                progress,
+                measures,
+            )
+        results = {
+            system: [tested(spec(system, seed), wanted) for seed in range(seeds)] for system, wanted in measures.items()
+        }
+        lines = summarise_table(table, results)
+        written[name] = as_markdown(table, lines, is_papers, about)
+        _write(tables_dir(workspace, chosen) / f"table-{name}", written[name], lines)
     return written
+
+
+def tables_dir(workspace: Workspace, chosen: Chosen) -> Path:
+    return workspace.report_dir(chosen.dataset, "tables") / chosen.encoder
+
+
+def possible_tables(workspace: Workspace, chosen: Chosen, say: Callable[[str], None]) -> list[str]:
+    """The tables whose systems these features allow; of the others, says why not."""
+    names = []
+    for name in TABLES:
+        try:
+            require_possible(workspace, chosen, name, {})
+            names.append(name)
+        except UserError as error:
+            say(f"without table {name}: {error}")
+    return names
+
+
+def require_possible(workspace: Workspace, chosen: Chosen, name: str, head: dict[str, Any]) -> None:
+    """Raises BadInput where a system of a table cannot be trained on these features, or with these settings."""
+    for row in TABLES[name].rows:
+        if "T' =" in row.label and (given := {"T", "T_prime"} & set(head)):
+            raise BadInput(
+                f"--set {', '.join(sorted(given))}: table {name} names T' in its rows", fix="leave the tables' T' alone"
+            )
+        try:
+            HeadConfig(**system_settings(chosen, row.system, head))
+        except ValueError as error:
+            raise BadInput(f"--set: system {row.system!r} cannot be built: {error}") from None
+        require_trainable(workspace, chosen, row.system)
 
 
 def summarise_table(table: Table, results: dict[str, list[Tested]]) -> list[Line]:

@@ -7,7 +7,7 @@ the run's name, so that what is done is never done again and what was interrupte
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,11 +23,12 @@ from pipeline.stores.atomic import read_json, write_json
 @dataclass(frozen=True)
 class RunSpec:
     """One run: a system of `SYSTEMS`, a seed, and the recipe (TrainSettings without the seed). head: settings of the
-    head that stand where the system names none of its own."""
+    head that stand where the system names none of its own. features: what the run is made from (`features_id`)."""
 
     workspace: str
     dataset: str
     encoder: str
+    features: str
     system: str
     seed: int
     recipe: dict[str, Any]
@@ -68,29 +69,57 @@ def prepare_runs(
     done, total = sum(map(has_result, wanted)), len(wanted) + len(more)
     for depth in range(1 + max((_depth(spec.system) for spec in wanted), default=0)):
         level = [spec for spec in wanted if _depth(spec.system) == depth]
-        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-            for stage, is_done in ((_train_task, trained), (_test_task, has_result)):
-                waiting = {pool.submit(stage, spec): spec for spec in level if not is_done(spec)}
-                for future in as_completed(waiting):
-                    future.result()
-                    spec = waiting[future]
-                    done += stage is _test_task
-                    progress(done, total, f"{spec.system} seed {spec.seed}")
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        for future in as_completed([pool.submit(_measure_task, *task) for task in more]):
-            future.result()
-            done += 1
-            progress(done, total, "measured")
+        for stage, is_done in ((_train_task, trained), (_test_task, has_result)):
+            for (spec,) in _in_processes(jobs, stage, [(spec,) for spec in level if not is_done(spec)]):
+                done += stage is _test_task
+                progress(done, total, f"{spec.system} seed {spec.seed}")
+    for spec, name in _in_processes(jobs, _measure_task, more):
+        done += 1
+        progress(done, total, f"{spec.system} seed {spec.seed}: {name}")
+
+
+def _in_processes(jobs: int, task: Callable[..., None], calls: Collection[tuple[Any, ...]]) -> Iterator[Any]:
+    """Call `task` with each of `calls` in a process of its own, `jobs` at a time; gives them as they are done. What has
+    not begun when one of them fails never begins."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+        waiting = {pool.submit(task, *call): call for call in calls}
+        try:
+            for future in as_completed(waiting):
+                future.result()
+                yield waiting[future]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def features_id(chosen: Any) -> str:
+    """Which features a run is made from, and the preset that they bring: other videos, another encoder or another
+    recipe of the head must not be taken for what an earlier run was made of."""
+    from pipeline.config import fingerprint
+    from pipeline.flows.train import preset_of
+
+    store = chosen.store
+    about = {
+        "encoder": chosen.encoder,
+        "settings": store.settings,
+        "videos": store.videos(mmap=True).video_ids,
+        "captions": len(store.texts()),
+        "preset": preset_of(chosen).get("head", {}),
+    }
+    return fingerprint(about)
 
 
 def run_name(spec: RunSpec) -> str:
-    """The folder of a run: the system, the seed, and a fingerprint of all settings, also those left at a default."""
+    """The folder of a run: the system, the seed, and a fingerprint of the features and of all settings, also those left
+    at a default."""
     from dits_head.config import HeadConfig
     from pipeline.config import fingerprint
 
     system = SYSTEMS[spec.system]
     head = HeadConfig(dim=1, **{**spec.head, **system.head}).to_dict()
-    return f"{spec.system}-s{spec.seed}-{fingerprint({'head': head, 'tune': system.tune, **spec.recipe})[:6]}"
+    about = {"features": spec.features, "head": head, "tune": system.tune, **spec.recipe}
+    return f"{spec.system}-s{spec.seed}-{fingerprint(about)[:6]}"
 
 
 def trained(spec: RunSpec) -> bool:
@@ -167,6 +196,21 @@ def system_settings(chosen: Any, system: str, head: Mapping[str, Any]) -> dict[s
     return {"dim": chosen.store.dim, **preset, **head, **own}
 
 
+def require_trainable(workspace: Workspace, chosen: Any, system: str) -> None:
+    """Raises BadInput where a system that trains CLIP needs activations or video files that are not there."""
+    from pipeline.flows.tune import tune_settings
+    from pipeline.flows.tune_ways import require_cached, require_clips
+
+    how = SYSTEMS[system].tune
+    if how is None:
+        return
+    blocks = tune_settings(chosen, how).blocks
+    if blocks is None:
+        require_clips(workspace, chosen)
+    else:
+        require_cached(chosen, blocks)
+
+
 def _train_task(spec: RunSpec) -> None:
     from dits_head.config import HeadConfig
     from pipeline.flows.train import Distillation, train_head
@@ -185,12 +229,14 @@ def _train_task(spec: RunSpec) -> None:
     if system.tune:
         from pipeline.flows.tune import train_with_clip, tune_settings
 
-        train_with_clip(*what, tune_settings(chosen, system.tune), run=run_name(spec), start_from=start_from)
+        tune = tune_settings(chosen, system.tune)
+        train_with_clip(*what, tune, run=run_name(spec), start_from=start_from, for_tables=True)
         return
     train_head(
         *what,
         run=run_name(spec),
         start_from=start_from,
+        for_tables=True,
         distill=Distillation(parent, system.contrast) if parent and system.distilled_from else None,
     )
 

@@ -53,6 +53,7 @@ def train_head(
     run: str | None = None,
     start_from: str | None = None,
     distill: Distillation | None = None,
+    for_tables: bool = False,
     devices: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -60,6 +61,7 @@ def train_head(
 
     run: folder name; by default the head's name and a fingerprint of everything that makes the run what it is.
     start_from: another run of the same data set whose equally named weights this one begins with.
+    for_tables: a run of `reproduce`, which no later command takes unless it is named.
     distill: the head learns another run's aligned texts. Raises BadInput where one of the two aligns no text by itself.
     """
     identity = {
@@ -81,7 +83,7 @@ def train_head(
     head = new_head(workspace, chosen, config, settings.seed, start_from)
     teacher = open_teacher(workspace, chosen, distill, head) if distill else None
     run_dir.mkdir(parents=True, exist_ok=True)
-    fabric = Fabric(accelerator="auto", devices=devices, loggers=loggers(run_dir))
+    fabric = Fabric(accelerator=accelerator(), devices=devices, loggers=loggers(run_dir))
     fabric.launch()
     head = head.to(fabric.device)
     features = BatchSource(train_data, fabric.device, free_bytes(fabric.device))
@@ -103,7 +105,7 @@ def train_head(
             fabric=fabric,
             progress=progress,
         )
-    record = run_record(identity, run, selected_on, state)
+    record = run_record(identity, run, selected_on, state, for_tables)
     if fabric.is_global_zero:
         checkpoints.save_head(run_dir, head.state_dict(), record)
         checkpoints.clear_resume(run_dir)
@@ -135,7 +137,9 @@ def open_teacher(workspace: Workspace, chosen: Chosen, distill: Distillation, st
     return teacher
 
 
-def run_record(identity: Mapping[str, Any], run: str, selected_on: str, state: RunState) -> dict[str, Any]:
+def run_record(
+    identity: Mapping[str, Any], run: str, selected_on: str, state: RunState, for_tables: bool
+) -> dict[str, Any]:
     """What a finished run's config.json says, beside what it was made of."""
     return {
         **identity,
@@ -144,6 +148,7 @@ def run_record(identity: Mapping[str, Any], run: str, selected_on: str, state: R
         "val": state.best,
         "seconds": round(state.seconds, 1),
         "peak_mb": peak_memory_mb(),
+        "for_tables": for_tables,
     }
 
 
@@ -179,10 +184,15 @@ def free_bytes(device: torch.device) -> int:
 
 def peak_memory_mb() -> float:
     """Peak memory of this process so far, in MB: of the GPU where one is used, else resident memory."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         return round(torch.cuda.max_memory_allocated() / 1e6, 1)
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+
+
+def accelerator() -> str:
+    """A GPU of CUDA where there is one, else the CPU, as in stage 1: Apple's lacks the float64 of the schedule."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def require_devices(devices: int) -> None:
@@ -206,7 +216,8 @@ def sensible_threads(dim: int, device: torch.device) -> Iterator[None]:
 def finished_run(run_dir: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     record = read_json(run_dir / "config.json")
     made_of = record.get("tuned_from", record)  # a tuned run's own encoder is another than the one it began with
-    if difference := describe_difference({name: made_of.get(name) for name in identity}, identity):
+    wanted = {"distilled_from": None, "tune": None, **identity}  # a plain run names neither
+    if difference := describe_difference({name: made_of.get(name) for name in wanted}, wanted):
         raise FingerprintMismatch(
             f"{run_dir} holds a head trained with other settings ({difference})", fix="give --run another name"
         )
@@ -239,10 +250,14 @@ def preset_of(chosen: Chosen) -> dict[str, Any]:
 
 
 def preset_head(chosen: Chosen, head: str) -> dict[str, Any]:
-    """The preset's settings for this head: all of them if it is the preset's own, else those that every head shares."""
+    """The preset's settings for this head: all of them if it is the preset's own, else those that every head shares.
+    T-MASS learns a radius from the frames, so its size is that of the features."""
     preset = preset_of(chosen).get("head", {})
     shared = set(preset) - {"head"} if preset.get("head") == head else {"dropout", "init_logit_scale"} & set(preset)
-    return {name: preset[name] for name in sorted(shared) if not (head == "mean-pool" and name == "dropout")}
+    of_features = {"num_frames": chosen.store.num_frames} if head == "tmass" else {}
+    return of_features | {
+        name: preset[name] for name in sorted(shared) if not (head == "mean-pool" and name == "dropout")
+    }
 
 
 def head_config(chosen: Chosen, head: str, options: Mapping[str, str], *, paper_literal: bool = False) -> HeadConfig:
@@ -250,6 +265,8 @@ def head_config(chosen: Chosen, head: str, options: Mapping[str, str], *, paper_
 
     Raises BadInput naming the field and the fix.
     """
+    if paper_literal and head != "dits":
+        raise BadInput("--paper-literal is a reading of DITS", expected="--head dits", got=f"--head {head}")
     dim = chosen.store.dim
     typed = preset_head(chosen, head) | head_settings(options)
     try:

@@ -21,6 +21,7 @@ from pipeline.errors import BadInput
 from pipeline.flows.choose import Chosen, remember_store
 from pipeline.flows.extract import encoder_of
 from pipeline.flows.train import (
+    accelerator,
     finished_run,
     loggers,
     new_head,
@@ -75,6 +76,7 @@ def train_with_clip(
     *,
     run: str | None = None,
     start_from: str | None = None,
+    for_tables: bool = False,
     devices: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def train_with_clip(
         fabric=fabric,
         progress=progress,
     )
-    record = run_record(identity, run, selected_on, state)
+    record = run_record(identity, run, selected_on, state, for_tables)
     if fabric.is_global_zero:
         path = workspace.features_dir(chosen.dataset, tuned_encoder(chosen.encoder, run))
         way.publish(path, run_dir / "clip.safetensors")
@@ -132,7 +134,7 @@ def train_with_clip(
 def joint_fabric(run_dir: Path, devices: int) -> Fabric:
     """bfloat16 autocast on a GPU, float32 on a CPU."""
     return Fabric(
-        accelerator="auto",
+        accelerator=accelerator(),
         devices=devices,
         precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
         loggers=loggers(run_dir),

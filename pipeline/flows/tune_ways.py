@@ -24,7 +24,7 @@ from pipeline.extract.weights_loading import ACTIVATION, weights_digest
 from pipeline.extract.whole_clip import WholeClip
 from pipeline.extract.worker import DecodeSettings, Job
 from pipeline.flows.choose import Chosen
-from pipeline.flows.extract import encoder_of, remember_encoder
+from pipeline.flows.extract import decoding_of, encoder_of, remember_tuned_encoder
 from pipeline.stores.atomic import atomic_write, read_json
 from pipeline.stores.features import FeatureStore, TextFeatures, VideoFeatures
 from pipeline.stores.manifest import Manifest, VideoEntry, read_manifest
@@ -51,14 +51,7 @@ class FromCache:
     """The top k blocks, started from the activations of the store's top K. Raises BadInput where k > K."""
 
     def __init__(self, chosen: Chosen, k: int):
-        cached = int(chosen.store.settings.get("cache_blocks", 0))
-        if k > cached:
-            raise BadInput(
-                f"{chosen.store.path} does not hold the activations to train {k} blocks",
-                expected=f"--train-blocks up to {cached}" if cached else "features extracted with --cache-blocks",
-                got=f"--train-blocks {k}",
-                fix=f"extract with --cache-blocks {k}",
-            )
+        cached = require_cached(chosen, k)
         self._store = chosen.store
         self._encoder = encoder_of(chosen.store, device="cpu", to_train=True)
         self.towers = ClipTop.from_open_clip(self._encoder.model, k)
@@ -84,17 +77,17 @@ class FromCache:
             path, settings, shard_format=self._store.shard_format, media_root=self._store.media_root
         )
         with store.lock():
-            if not store.shard_paths("videos"):
-                self._embed_into(store)
-        model = read_json(self._store.path / "encoder.json")["model"]
-        remember_encoder(path, ExtractSettings(model=model, pretrained=str(clip), precision="float32"))
+            self._embed_into(store)
+        remember_tuned_encoder(path, self._store, clip)
 
     def _embed_into(self, store: FeatureStore) -> None:
+        """Whatever of the two an interrupted run has not written."""
         videos, texts = self._store.videos(), self._store.texts()
         inputs = self.inputs(videos, texts)
-        frames = embed_videos(self.towers, inputs, len(videos), self._device)
-        store.write_videos(_video_columns(videos, frames), inputs=videos.video_ids)
-        if len(texts):
+        if not store.shard_paths("videos"):
+            frames = embed_videos(self.towers, inputs, len(videos), self._device)
+            store.write_videos(_video_columns(videos, frames), inputs=videos.video_ids)
+        if len(texts) and not store.shard_paths("texts"):
             store.write_texts(_text_columns(texts, embed_texts(self.towers, inputs, len(texts), self._device)))
 
 
@@ -106,17 +99,11 @@ class FromVideos:
 
     def __init__(self, workspace: Workspace, chosen: Chosen):
         store = chosen.store
-        if "long_captions" in store.settings:
-            raise BadInput(
-                f"{store.path}: --end-to-end trains on one text a caption, and these were embedded in windows",
-                fix="extract with --long-captions cut",
-            )
-        self._store, self._manifest = store, clips_of(workspace, chosen)
+        self._store, self._manifest = store, require_clips(workspace, chosen)
         self._jobs = {
             entry.video_id: Job(row, self._manifest.resolve(entry), entry.start, entry.end)
             for row, entry in enumerate(self._manifest.entries)
         }
-        require_files(list(self._jobs.values()))
         self._encoder: Encoder = encoder_of(store, device="cpu", to_train=True)
         self.towers = WholeClip(self._encoder)
         self._workers = ExtractSettings().worker_count
@@ -125,7 +112,8 @@ class FromVideos:
         self._workers = max(1, self._workers // devices)
 
     def inputs(self, videos: VideoFeatures, texts: TextFeatures, *, keep: bool = False) -> DecodedInputs:
-        decoding = DecodeSettings(self._store.num_frames, self._encoder.frame_size, self._store.settings["decoder"])
+        decoder, how = self._store.settings["decoder"], decoding_of(self._store)
+        decoding = DecodeSettings(self._store.num_frames, self._encoder.frame_size, decoder, **how)
         jobs = [self._jobs[video_id] for video_id in videos.video_ids]
         return DecodedInputs(jobs, videos.frame_mask, texts.captions, self._encoder, decoding, self._workers)
 
@@ -141,6 +129,7 @@ class FromVideos:
             allow_mixed_decoders=mixed,
             shard_format=self._store.shard_format,
             retry_failed="all",
+            **decoding_of(self._store),
         )
         report = extract(self._manifest, path, settings, encoder=encoder_for(settings), progress=False)
         if report.failed:
@@ -148,7 +137,33 @@ class FromVideos:
                 f"{report.failed} videos could not be embedded with the tuned CLIP ({report.failure_classes})",
                 fix=f"see {path}/failures.parquet, mend the files, and run the same command again",
             )
-        remember_encoder(path, settings)
+        remember_tuned_encoder(path, self._store, clip)
+
+
+def require_cached(chosen: Chosen, k: int) -> int:
+    """K, the depth of the store's activations. Raises BadInput where these do not reach the top k blocks."""
+    cached = int(chosen.store.settings.get("cache_blocks", 0))
+    if k > cached:
+        raise BadInput(
+            f"{chosen.store.path} does not hold the activations to train {k} blocks",
+            expected=f"--train-blocks up to {cached}" if cached else "features extracted with --cache-blocks",
+            got=f"--train-blocks {k}",
+            fix=f"extract with --cache-blocks {k}",
+        )
+    return cached
+
+
+def require_clips(workspace: Workspace, chosen: Chosen) -> Manifest:
+    """The store's clips, for training end to end. Raises BadInput for a file that is not there, and for captions that
+    were embedded in windows."""
+    if "long_captions" in chosen.store.settings:
+        raise BadInput(
+            f"{chosen.store.path}: --end-to-end trains on one text a caption, and these were embedded in windows",
+            fix="extract with --long-captions cut",
+        )
+    manifest = clips_of(workspace, chosen)
+    require_files([manifest.resolve(entry) for entry in manifest.entries])
+    return manifest
 
 
 def clips_of(workspace: Workspace, chosen: Chosen) -> Manifest:
