@@ -36,7 +36,7 @@ class Videos:
     give its layer norms and length. float32, but for the mask (bool). Mean pooling has J = 1 and no other use for F.
     """
 
-    keys: Tensor  # (V, F, D) LN1(frame)
+    keys: Tensor  # (V, F, D) standardised frames: LN1 without its gain and shift
     mask: Tensor  # (V, F)
     gram_attention: Tensor  # (V, F, F)   G / D
     gram_residual: Tensor  # (V, F+1, F+1)  H / D
@@ -120,7 +120,9 @@ class XPool(nn.Module):
     Every projection starts as the identity with zero bias. `dropout_per`: see `HeadConfig`.
 
     The key projection acts on the query instead, (K'q).x = q.(Kx): T rows to project where the frames are V * F. It has
-    no bias, which would add the same number to all of a video's logits and so leave the softmax as it is.
+    no bias, which would add the same number to all of a video's logits and so leave the softmax as it is; for the same
+    reason LN1's shift is left out there. LN1's gain and shift act on the matrices that follow, not on the frames, so
+    that training on cached features never takes a gradient with respect to V * F rows of input.
     """
 
     def __init__(self, dim: int, dropout: float = 0.0, dropout_per: str = "pair") -> None:
@@ -152,23 +154,25 @@ class XPool(nn.Module):
         The plain form, which builds a vector a pair: for training with per-pair dropout, and as the definition that
         `pool_prepared` is tested against.
         """
-        frames = self.norm1(clean(frame_embeds, frame_mask))  # (V, F, D)
+        frames = self._standardised(frame_embeds, frame_mask)  # (V, F, D)
         weights = self._attention(frames, frame_mask, self.queries(text))  # (V, F, T)
-        attended = torch.einsum("vft,vfd->vtd", weights, self.out(self.value(frames)))  # (V, T, D); sum of weights is 1
+        attended = torch.einsum("vft,vfd->vtd", weights, self._attended(frames))  # (V, T, D); sum of weights is 1
         hidden = self.norm2(attended)
         return self.norm3(hidden + self._drop(self.linear(hidden), generator))  # (V, T, D)
 
     @float32
     def queries(self, text: Tensor) -> Tensor:
-        """(T, D) -> (T, D): what LN1(frame) is multiplied with for the attention's logits, K'q / sqrt(D)."""
-        return self.query(self.norm1(text.float())) @ self.key.weight * text.shape[-1] ** -0.5
+        """(T, D) -> (T, D): what a standardised frame is multiplied with for the attention's logits, K'q / sqrt(D) times
+        LN1's gain."""
+        scale = self.norm1.weight * text.shape[-1] ** -0.5
+        return self.query(self.norm1(text.float())) @ self.key.weight * scale
 
     @float32
     def prepare(self, frame_embeds: Tensor, frame_mask: Tensor, generator: torch.Generator | None = None) -> Videos:
         """All of a video's work that needs no text: (V, F, D), (V, F) -> Videos with J = F + 2."""
         D = frame_embeds.shape[-1]
-        frames = self.norm1(clean(frame_embeds, frame_mask))  # (V, F, D)
-        centred = _centred(self.out(self.value(frames)))  # (V, F, D)
+        frames = self._standardised(frame_embeds, frame_mask)  # (V, F, D)
+        centred = _centred(self._attended(frames))  # (V, F, D)
         last = self.norm2.bias.expand(len(frames), 1, D)
         hidden = torch.cat([self.norm2.weight * centred, last], dim=1)  # (V, F+1, D)
         linear = hidden @ self.linear.weight.T
@@ -189,6 +193,16 @@ class XPool(nn.Module):
     def pool_windows(self, videos: Videos, count: int) -> Combination:
         """Equal attention within each of `count` stretches of the video (T = count): vectors that need no text."""
         return self._combine(windows(videos.mask, count).to(videos.basis.dtype), videos)
+
+    def _standardised(self, frame_embeds: Tensor, frame_mask: Tensor) -> Tensor:
+        """LN1 without its gain and shift: (V, F, D)."""
+        frames = clean(frame_embeds, frame_mask)
+        return nn.functional.layer_norm(frames, frames.shape[-1:], eps=self.norm1.eps)
+
+    def _attended(self, frames: Tensor) -> Tensor:
+        """out(value(LN1(frame))) of standardised frames (V, F, D): what attention averages."""
+        weight, bias = self.value.weight * self.norm1.weight, self.value(self.norm1.bias)
+        return self.out(nn.functional.linear(frames, weight, bias))
 
     def _attention(self, keys: Tensor, mask: Tensor, query: Tensor) -> Tensor:
         """Softmax of the logits over the frames, (V, F, T)."""
