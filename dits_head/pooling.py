@@ -162,8 +162,8 @@ class XPool(nn.Module):
 
     @float32
     def queries(self, text: Tensor) -> Tensor:
-        """(T, D) -> (T, D): what a standardised frame is multiplied with for the attention's logits, K'q / sqrt(D) times
-        LN1's gain."""
+        """(T, D) -> (T, D), K'q / sqrt(D) times LN1's gain: the logits of the attention are its dot products with the
+        standardised frames."""
         scale = self.norm1.weight * text.shape[-1] ** -0.5
         return self.query(self.norm1(text.float())) @ self.key.weight * scale
 
