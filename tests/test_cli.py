@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from clip_maker import make_clip
 from typer.testing import CliRunner
 
 import cli
@@ -45,6 +46,25 @@ def refused(*arguments):
     assert len(errors) == 1
     assert "Traceback" not in result.stderr
     return errors[0]
+
+
+def test_two_folders_of_one_name_do_not_share_features(tmp_path):
+    """Their videos' ids are paths inside the folder: the second would be given the first one's features."""
+    here = ("--workspace", tmp_path / "w")
+    for place, frames in (("a", 10), ("b", 20)):
+        (tmp_path / place / "clips").mkdir(parents=True)
+        make_clip(tmp_path / place / "clips/1.mp4", frames)
+    run("extract", "--videos", tmp_path / "a/clips", *here)
+    line = refused("extract", "--videos", tmp_path / "b/clips", *here)
+    assert str(tmp_path / "a/clips") in line
+    assert "--option corpus=NAME" in line
+    run("extract", "--videos", tmp_path / "b/clips", "--option", "corpus=other", *here)
+    shutil.rmtree(tmp_path / "b/clips")
+    (tmp_path / "a/clips").rename(tmp_path / "b/clips")  # it moved: what was extracted stays good
+    run("extract", "--videos", tmp_path / "b/clips", *here)
+    shutil.copytree(tmp_path / "b/clips", tmp_path / "c/clips")
+    run("extract", "--videos", tmp_path / "c/clips", *here)  # and so do copies
+    assert len(list((tmp_path / "w/features/clips").glob("*/videos-*.json"))) == 1
 
 
 @pytest.mark.parametrize(

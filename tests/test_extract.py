@@ -146,6 +146,32 @@ def test_both_formats_hold_the_same(corpus, encoder, undisturbed, tmp_path, shar
     assert contents(store) == contents(undisturbed)
 
 
+def test_the_store_follows_a_manifest_whose_splits_and_captions_changed(corpus, encoder, tmp_path):
+    """Nothing is decoded again; a caption that is gone is no query, and comes back with the manifest that has it."""
+    first = [replace(entry, split="corpus") for entry in corpus.entries]
+    run(replace(corpus, entries=tuple(first)), tmp_path / "store", encoder)
+    now = [
+        replace(entry, captions=entry.captions[:1], split="train" if row % 2 else "test")
+        for row, entry in enumerate(first)
+    ]
+    report, store = run(replace(corpus, entries=tuple(now)), tmp_path / "store", encoder)
+    assert (report.new_videos, report.new_captions) == (0, 0)
+    wanted = {entry.video_id: entry.split for entry in now}
+    videos, texts = store.videos(), store.texts()
+    assert dict(zip(videos.video_ids, videos.splits, strict=True)) == {name: wanted[name] for name in videos.video_ids}
+    assert sorted(texts.caption_ids) == sorted(f"{name}#0" for name in videos.video_ids)
+    assert texts.splits == [wanted[name] for name in texts.video_ids]
+    assert set(store.videos("train").video_ids) == {name for name in videos.video_ids if wanted[name] == "train"}
+    one = replace(corpus, entries=(replace(first[0], captions=first[0].captions[:2]),))
+    _, store = run(one, tmp_path / "store", encoder)  # says nothing of the others
+    again = store.texts()
+    assert [name for name in again.caption_ids if name not in texts.caption_ids] == [f"{first[0].video_id}#1"]
+    assert store.videos().splits[videos.video_ids.index(first[0].video_id)] == "corpus"
+    _, store = run(replace(corpus, entries=tuple(first)), tmp_path / "store", encoder)
+    assert set(store.videos().splits) == {"corpus"}
+    assert len(store.texts()) == 2 * len(videos)
+
+
 def test_batch_and_worker_counts_do_not_change_what_is_found(corpus, encoder, undisturbed, tmp_path):
     _, store = run(corpus, tmp_path / "store", encoder, workers=1, batch_size=3)
     np.testing.assert_allclose(store.videos().frame_embeds, undisturbed.videos().frame_embeds, atol=2e-3, rtol=2e-3)

@@ -61,8 +61,8 @@ class _Worker:
 
 
 class DecodePool:
-    """Iterate for (job, Decoded or DecodeFailure), in the order of `jobs`, whose indices are 0, 1, ... Leaving the context
-    ends the processes."""
+    """Iterate for (job, Decoded or DecodeFailure), in the order of `jobs`, whose indices are 0, 1, ... Leaving the
+    context ends the processes."""
 
     def __init__(self, jobs: Sequence[Job], settings: DecodeSettings, workers: int):
         self._jobs, self._settings = jobs, settings
