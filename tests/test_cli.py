@@ -48,6 +48,19 @@ def refused(*arguments):
     return errors[0]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["extract", "--source", "list.csv", "--captions", "c.csv"], "--source; --videos"),
+        (["extract", "--preset", "msrvtt-b32", "--dataset", "msvd"], "expected --dataset msrvtt or none; got msvd"),
+        (["index", "--recall", "0.9", "--on-disk"], "--recall, --memory, --latency-ms; --factory"),
+        (["reindex", "--rollback", "--delete", "a.mp4"], "--rollback; --corpus"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(arguments, said, extracted):
+    assert said in refused(*arguments, "--workspace", extracted)
+
+
 def test_two_folders_of_one_name_do_not_share_features(tmp_path):
     """Their videos' ids are paths inside the folder: the second would be given the first one's features."""
     here = ("--workspace", tmp_path / "w")
