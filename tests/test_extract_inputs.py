@@ -99,6 +99,39 @@ def test_lists(folder, expected, tmp_path, suffix):
     assert embeddings(manifest, tmp_path) == expected
 
 
+def read_list(folder: Path, text: str, suffix: str = ".csv") -> Manifest:
+    (folder / f"list{suffix}").write_text(text)
+    return read_source(str(folder / f"list{suffix}"), "list")
+
+
+def test_ids_of_lists_stay_as_they_are_written(tmp_path):
+    ids = ["0", "1", "007", "7", "2020-01-01", "1e3"]
+    table = "video_id,path\n" + "".join(f"{name},{place}.mp4\n" for place, name in enumerate(ids))
+    assert [entry.video_id for entry in read_list(tmp_path, table).entries] == ids
+    values = [0, 1, "007", 7, "2020-01-01", "1e3"]
+    lines = [json.dumps({"video_id": value, "path": f"{place}.mp4"}) for place, value in enumerate(values)]
+    assert [entry.video_id for entry in read_list(tmp_path, "\n".join(lines), ".jsonl").entries] == ids
+
+
+def test_windows_of_one_file_are_clips_of_their_own(tmp_path):
+    table = "path,start,end,caption\na.mp4,0,5,x\na.mp4,5,10,y\na.mp4,0.0,5,z\na.mp4,10,,\na.mp4,,,whole\n"
+    found = [(entry.video_id, entry.start, entry.end, entry.captions) for entry in read_list(tmp_path, table).entries]
+    assert found == [
+        ("a.mp4#0.0-5.0", 0.0, 5.0, ("x", "z")),
+        ("a.mp4#5.0-10.0", 5.0, 10.0, ("y",)),
+        ("a.mp4#10.0-", 10.0, None, ()),
+        ("a.mp4", None, None, ("whole",)),
+    ]
+
+
+@pytest.mark.parametrize("column", ["path", "split", "start", "end"])
+def test_rows_of_one_id_that_differ_are_refused(tmp_path, column):
+    row = {"video_id": "v", "path": "a.mp4", "split": "train", "start": 0, "end": 5}
+    other = {**row, column: {"path": "b.mp4", "split": "test"}.get(column, 3)}
+    with pytest.raises(BadInput, match=f"'v': its rows differ in {column}"):
+        read_list(tmp_path, f"{json.dumps(row)}\n{json.dumps(other)}\n", ".jsonl")
+
+
 @pytest.mark.parametrize("path", ["../outside.mp4", "/etc/passwd", "a/../../b.mp4", "file:///etc/passwd"])
 def test_paths_that_leave_the_folder_are_refused(tmp_path, path):
     (tmp_path / "list.csv").write_text(f"video_id,path\nv,{path}\n")
