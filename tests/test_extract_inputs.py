@@ -132,11 +132,31 @@ def test_rows_of_one_id_that_differ_are_refused(tmp_path, column):
         read_list(tmp_path, f"{json.dumps(row)}\n{json.dumps(other)}\n", ".jsonl")
 
 
-@pytest.mark.parametrize("path", ["../outside.mp4", "/etc/passwd", "a/../../b.mp4", "file:///etc/passwd"])
+LEAVING = ["../outside.mp4", "/etc/hostname", "a/../../b.mp4", "file:///etc/passwd", "FILE:///etc/passwd"]
+LEAVING += ["local:///etc/passwd", "memory://y", "simplecache::file:///etc/passwd", "s3://b/c::file:///etc/passwd"]
+
+
+@pytest.mark.parametrize("path", LEAVING)
 def test_paths_that_leave_the_folder_are_refused(tmp_path, path):
-    (tmp_path / "list.csv").write_text(f"video_id,path\nv,{path}\n")
-    with pytest.raises(BadInput, match="leaves"):
-        read_source(str(tmp_path / "list.csv"), "list")
+    import fsspec
+
+    with pytest.raises(BadInput, match=r"leaves|'::'"):
+        read_list(tmp_path, f"video_id,path\nv,{path}\n")
+    fsspec.filesystem("memory").pipe("/lists/list.csv", f"video_id,path\nv,{path}\n".encode())
+    with pytest.raises(BadInput, match=r"leaves|'::'"):
+        read_source("memory://lists/list.csv", "list")
+
+
+def test_paths_inside_the_folder_and_urls_are_taken(tmp_path):
+    import fsspec
+
+    paths = ["deep/a.mp4", "https://host/b.mp4", "s3://bucket/c.mp4"]
+    table = "path\n" + "\n".join(paths).replace("https", "HTTPS")
+    local = read_list(tmp_path, f"{table}\n{tmp_path}/d.mp4\n")
+    assert [entry.path for entry in local.entries] == [*paths, "d.mp4"]
+    fsspec.filesystem("memory").pipe("/lists/list.csv", table.encode())
+    remote = read_source("memory://lists/list.csv", "list")
+    assert [remote.resolve(entry) for entry in remote.entries] == ["memory://lists/deep/a.mp4", *paths[1:]]
 
 
 def test_fetching_is_bounded_and_leaves_nothing_behind(folder, tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 _LISTS = (".csv", ".jsonl", ".parquet")
 _COLUMNS = ("path", "video_id", "caption", "split", "start", "end")
+_URLS = ("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf")
 _CAPTION_BYTES = 1 << 20
 
 
@@ -84,8 +85,8 @@ def list_manifest(source: str, name: str) -> Manifest:
     """Columns path, and optionally video_id, caption, split, start, end; a row a caption, an empty field not given.
 
     Without video_id a clip is called by its path, a window of it by `path#start-end`, so that the windows of one file
-    are clips of their own. Rows of one clip may differ in the caption alone. Paths are URLs, or relative to the list;
-    a local path that leaves the list's folder is refused.
+    are clips of their own. Rows of one clip may differ in the caption alone. Paths are URLs of a scheme in _URLS, or
+    relative to the list; a path that leaves the list's folder is refused.
     """
     import fsspec
     import pyarrow.csv
@@ -164,13 +165,20 @@ def _text(value: Any) -> str:
 
 
 def _allowed(path: str, root: str, where: str) -> str:
-    """A URL as it is, a local path relative to the list's folder."""
-    if "://" in path and not path.startswith(("file://", "local://")):
-        return path
-    inside = os.path.normpath(os.path.join(root, path))
-    if "://" in path or ("://" not in root and os.path.relpath(inside, root).split(os.sep)[0] == ".."):
+    """A URL as it is, a path relative to the list's folder. A list may come from anyone: what it names is never a file
+    of this machine outside that folder."""
+    if "::" in path:  # fsspec would chain file systems
+        raise BadInput(f"{where}: path {path!r} holds '::'", fix="name the file itself, or rename it")
+    scheme, separator, rest = path.partition("://")
+    if separator:
+        if scheme.lower() not in _URLS:
+            raise BadInput(f"{where}: path {path!r} leaves the list's folder", expected=f"a URL of {', '.join(_URLS)}")
+        return f"{scheme.lower()}://{rest}"
+    remote = "://" in root
+    inside = os.path.normpath(path if remote else os.path.relpath(os.path.join(root, path), root))
+    if os.path.isabs(inside) or inside.split(os.sep)[0] == "..":
         raise BadInput(f"{where}: path {path!r} leaves the list's folder", fix="use URLs, or paths inside that folder")
-    return path if "://" in root else os.path.relpath(inside, root)
+    return path if remote else inside
 
 
 # -- tars
