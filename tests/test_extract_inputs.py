@@ -208,6 +208,19 @@ def s3(tmp_path_factory):
             server.wait()
 
 
+def test_relative_folders_and_other_spellings_of_a_url(folder, expected, tmp_path, monkeypatch):
+    import fsspec
+
+    monkeypatch.chdir(folder.parent)
+    for number, source in enumerate([folder.name, f"./{folder.name}/", f"file:///{folder}"]):
+        assert embeddings(read_source(source, "here"), tmp_path / str(number)) == expected
+    fsspec.filesystem("memory").pipe("/clips/deep/a.mp4", b"")
+    manifest = read_source("memory://clips", "memory")
+    assert [(entry.video_id, manifest.resolve(entry)) for entry in manifest.entries] == [
+        ("deep/a.mp4", "memory:///clips/deep/a.mp4")
+    ]
+
+
 def test_s3_folders_and_tars(folder, expected, tmp_path, s3):
     import fsspec
 

@@ -46,8 +46,11 @@ def read_source(source: str, name: str) -> Manifest:
 
 def url_manifest(url: str, name: str) -> Manifest:
     """Every video below a URL; what by its extension is none is counted as skipped."""
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(url.rstrip("/"))
+    root = filesystem.unstrip_protocol(path) if "://" in url else path  # as the files are listed
     files = _listed(url.rstrip("/") + "/**")
-    root = url.rstrip("/")
     entries, skipped = [], []
     for file in files:
         relative = file.removeprefix(root).lstrip("/")
