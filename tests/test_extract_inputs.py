@@ -78,6 +78,26 @@ def test_a_file_that_is_no_tar_is_refused(tmp_path):
         read_source(str(tmp_path / "y*.tar"), "tars")
 
 
+@pytest.mark.parametrize(
+    ("text", "captions"),
+    [
+        ('{"caption": null, "captions": ["a", 3, " "]}', ("a",)),
+        ('{"caption": " a\\ud800"}', ("a?",)),
+        ('{"captions": 3}', ()),
+        ('{"captions": {"a": 1}}', ()),
+        ("[" * 100_000, ()),
+        ("9" * 5000, ()),
+    ],
+)
+def test_odd_captions_of_a_tar(tmp_path, text, captions):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, content in [("v.mp4", b"video"), ("v.json", text.encode())]:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    assert read_source(str(tmp_path / "a.tar"), "tar").entries[0].captions == captions
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_lists(folder, expected, tmp_path, suffix):
     rows = [{"video_id": f"clip{n}", "path": f"clip{n}.mp4", "caption": f"caption {c}"} for n in range(4) for c in "ab"]
@@ -122,6 +142,39 @@ def test_windows_of_one_file_are_clips_of_their_own(tmp_path):
         ("a.mp4#10.0-", 10.0, None, ()),
         ("a.mp4", None, None, ("whole",)),
     ]
+
+
+@pytest.mark.parametrize("start", ["00:10", "10s", "nan", "inf", "1e999", " "])
+def test_a_start_that_is_no_number_is_refused(tmp_path, start):
+    with pytest.raises(BadInput, match="row 1: start; expected seconds"):
+        read_list(tmp_path, f"path,start,end\na.mp4,{start},\n")
+    with pytest.raises(BadInput, match="row 1: start; expected seconds"):
+        read_list(tmp_path, json.dumps({"path": "a.mp4", "start": [start]}), ".jsonl")
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, "3", '{"path": "a.mp4"', "9" * 5000])
+def test_lines_that_are_no_record_are_refused(tmp_path, line):
+    with pytest.raises(BadInput, match=r"a table with a column path|no path"):
+        read_list(tmp_path, line, ".jsonl")
+
+
+@pytest.mark.parametrize("source", ["{}://bucket/clips", "{}://bucket/a.tar", "{}://bucket/list.csv"])
+def test_urls_that_nothing_reads_are_refused(monkeypatch, source):
+    with pytest.raises(BadInput, match="Protocol not known: foo"):
+        read_source(source.format("foo"), "none")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(BadInput, match="Please install gcsfs"):
+        read_source(source.format("gs"), "none")
+    with pytest.raises(DecodeFailure, match="gcsfs") as failure, local_file(source.format("gs"), Limits()):
+        pass
+    assert failure.value.kind == "CannotFetch"
+
+
+@pytest.mark.parametrize("option", ["max_seconds", "max_duration"])
+@pytest.mark.parametrize("value", [0, -1.0, float("nan")])
+def test_limits_are_positive(option, value):
+    with pytest.raises(BadInput, match=f"--{option.replace('_', '-')} must be above 0"):
+        Limits(**{option: value})
 
 
 @pytest.mark.parametrize("column", ["path", "split", "start", "end"])

@@ -10,7 +10,7 @@ import math
 import os
 import posixpath
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -46,9 +46,7 @@ def read_source(source: str, name: str) -> Manifest:
 
 def url_manifest(url: str, name: str) -> Manifest:
     """Every video below a URL; what by its extension is none is counted as skipped."""
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(url.rstrip("/"))
+    filesystem, path = _filesystem(url.rstrip("/"))
     root = filesystem.unstrip_protocol(path) if "://" in url else path  # as the files are listed
     files = _listed(url.rstrip("/") + "/**")
     entries, skipped = [], []
@@ -91,7 +89,6 @@ def list_manifest(source: str, name: str) -> Manifest:
     are clips of their own. Rows of one clip may differ in the caption alone. Paths are URLs of a scheme in _URLS, or
     relative to the list; a path that leaves the list's folder is refused.
     """
-    import fsspec
     import pyarrow.csv
     import pyarrow.parquet
 
@@ -101,14 +98,15 @@ def list_manifest(source: str, name: str) -> Manifest:
         ".jsonl": lambda file: [json.loads(line) for line in file if line.strip()],
         ".parquet": lambda file: pyarrow.parquet.read_table(file).to_pylist(),
     }
+    filesystem, path = _filesystem(source)
     try:
-        with fsspec.open(source, "rb") as file:
+        with filesystem.open(path, "rb") as file:
             rows = readers[posixpath.splitext(source)[1]](file)
     except FileNotFoundError:
         raise MissingData(f"there is no list {source}") from None
-    except (pyarrow.ArrowException, ValueError, RecursionError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{source} cannot be read ({error})", expected="a table with a column path") from None
-    root = posixpath.dirname(source) if "://" in source else os.path.dirname(os.path.abspath(source))
+    root = posixpath.dirname(source) if "://" in source else os.path.dirname(os.path.abspath(path))
     grouped: dict[str, list[VideoEntry]] = {}
     for number, row in enumerate(rows, 1):
         entry = _row_entry(row, root, f"{source}, row {number}")
@@ -221,21 +219,30 @@ def _captions(archive: tarfile.TarFile, info: tarfile.TarInfo, suffix: str) -> t
         return tuple(line.strip() for line in text.splitlines() if line.strip())
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return ()
-    found = value.get("caption", value.get("captions", ())) if isinstance(value, dict) else ()
-    return tuple(_strings([found] if isinstance(found, str) else found))
+    found = (value.get("caption") or value.get("captions")) if isinstance(value, dict) else None
+    texts = found if isinstance(found, list) else [found]
+    return tuple(_text(text.strip()) for text in texts if isinstance(text, str) and text.strip())
 
 
-def _strings(values: Any) -> Iterable[str]:
-    return (value.strip() for value in values if isinstance(value, str) and value.strip())
+def _filesystem(url: str) -> tuple[Any, str]:
+    """What reads the URL, and the URL's path there."""
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        fix = "install that package (s3fs is in the extra s3, gcsfs reads gs://, adlfs az://)"
+        raise BadInput(f"{url} cannot be read ({error})", fix=fix) from None
+    except ValueError as error:
+        raise BadInput(f"{url} cannot be read ({error})", expected="a path, or a URL of a kind fsspec knows") from None
+    return filesystem, path
 
 
 def _listed(pattern: str) -> list[str]:
     """Files that match, sorted, with their protocol."""
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(pattern)
+    filesystem, path = _filesystem(pattern)
     try:
         found = filesystem.glob(path) if "*" in path else [path] if filesystem.exists(path) else []
     except OSError as error:
