@@ -100,6 +100,8 @@ def test_bad_input_to_extract(tmp_path):
     here = ("--workspace", tmp_path / "w")
     assert "expected shapes, msrvtt" in refused("extract", "--dataset", "nonsense", *here)
     assert "--videos" in refused("extract", "--videos", tmp_path / "absent", *here)
+    assert "--max-seconds must be above 0" in refused("extract", "--max-seconds", 0, *here)
+    assert "Protocol not known" in refused("extract", "--source", "foo://bucket/clips", *here)
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips/a.mp4").write_bytes(b"no video")
     captions = tmp_path / "captions.csv"
