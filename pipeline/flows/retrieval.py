@@ -13,7 +13,7 @@ from pipeline.errors import BadInput, MissingData
 from pipeline.extract.driver import extract
 from pipeline.extract.settings import ExtractSettings
 from pipeline.flows.choose import Chosen, ChosenHead, choose_head, choose_store, split_label
-from pipeline.flows.extract import embed_queries, folder_name, thumbnail
+from pipeline.flows.extract import decoding_of, embed_queries, folder_name, thumbnail
 from pipeline.retrieve.choose import Need, choose
 from pipeline.retrieve.evaluate import Evaluation, Options, evaluate
 from pipeline.retrieve.gaps import RelevantPairs
@@ -350,4 +350,6 @@ def settings_of(store: FeatureStore) -> ExtractSettings:
         allow_mixed_decoders=len(decoders) > 1,
         shard_format=store.shard_format,
         min_coverage=0.0,
+        **store.cache_settings,
+        **decoding_of(store),
     )

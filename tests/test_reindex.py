@@ -1,0 +1,61 @@
+"""Reindexing as commands meet it: real clips, a real store, the index's own memory of what it was made with."""
+
+from dataclasses import replace
+
+import pytest
+from standins import write_video
+
+from pipeline.config import Workspace
+from pipeline.extract.limits import Limits
+from pipeline.extract.settings import ExtractSettings
+from pipeline.flows.choose import choose_head, choose_store
+from pipeline.flows.extract import dataset_manifest, extract_manifest
+from pipeline.flows.retrieval import build_corpus_index, generations, reindex, settings_of
+from pipeline.retrieve.index import IndexSpec
+
+SETTINGS = ExtractSettings(num_frames=2, workers=1, device="cpu", precision="float32")
+
+
+class Place:
+    """A workspace whose data set "base" is a.mp4, b.mp4 and c.mp4, indexed with mean pooling."""
+
+    def __init__(self, folder, settings=SETTINGS):
+        self.folder, self.workspace, self.said = folder, Workspace(folder / "workspace"), []
+        base = self.clips("base", "a.mp4", "b.mp4", "c.mp4")
+        manifest = dataset_manifest(self.workspace, None, base, None, None, {})
+        extract_manifest(self.workspace, manifest, settings, progress=False)
+        self.index()
+
+    def clips(self, name, *files):
+        """A folder with these clips, each of other content."""
+        for file in files:
+            path = self.folder / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_video(path, seed=f"{name}/{file}")
+        return self.folder / name
+
+    def index(self):
+        chosen = choose_store(self.workspace)
+        head = choose_head(self.workspace, chosen)
+        return build_corpus_index(self.workspace, chosen, head, IndexSpec(), say=self.said.append)
+
+    def reindex(self, corpus=None, **options):
+        return reindex(self.workspace, corpus=corpus, progress=False, say=self.said.append, **options)
+
+    def ids(self):
+        with generations(self.workspace, "base").open() as live:
+            return live.rows().video_ids
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(tmp_path)
+
+
+def test_more_is_extracted_with_the_settings_of_the_store(tmp_path):
+    settings = replace(SETTINGS, cache_blocks=1, token_dtype="int8", limits=Limits(max_seconds=77.0))
+    place = Place(tmp_path, settings)
+    store = choose_store(place.workspace).store
+    assert settings_of(store).limits == settings.limits
+    assert place.reindex(place.clips("new", "d.mp4")).added == 1
+    assert len(choose_store(place.workspace).store.frame_tokens(["a.mp4", "d.mp4"])["frame_tokens"]) == 2
