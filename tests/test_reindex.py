@@ -1,17 +1,21 @@
 """Reindexing as commands meet it: real clips, a real store, the index's own memory of what it was made with."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from standins import write_video
 
+from dits_head.config import HeadConfig
+from dits_head.head import build_head
 from pipeline.config import Workspace
 from pipeline.extract.limits import Limits
 from pipeline.extract.settings import ExtractSettings
 from pipeline.flows.choose import choose_head, choose_store
 from pipeline.flows.extract import dataset_manifest, extract_manifest
-from pipeline.flows.retrieval import build_corpus_index, generations, reindex, settings_of
+from pipeline.flows.retrieval import build_corpus_index, generations, reindex, search, settings_of
 from pipeline.retrieve.index import IndexSpec
+from pipeline.stores import checkpoints
 
 SETTINGS = ExtractSettings(num_frames=2, workers=1, device="cpu", precision="float32")
 
@@ -34,9 +38,9 @@ class Place:
             write_video(path, seed=f"{name}/{file}")
         return self.folder / name
 
-    def index(self):
+    def index(self, head_dir=None):
         chosen = choose_store(self.workspace)
-        head = choose_head(self.workspace, chosen)
+        head = choose_head(self.workspace, chosen, head_dir=head_dir)
         return build_corpus_index(self.workspace, chosen, head, IndexSpec(), say=self.said.append)
 
     def reindex(self, corpus=None, **options):
@@ -45,6 +49,13 @@ class Place:
     def ids(self):
         with generations(self.workspace, "base").open() as live:
             return live.rows().video_ids
+
+    def save_head(self, folder):
+        """An X-Pool head for the store, as train-head leaves it."""
+        store = choose_store(self.workspace).store
+        config = HeadConfig(head="xpool", dim=store.dim)
+        record = {"head": config.to_dict(), "encoder": store.settings, "selected_on": None}
+        checkpoints.save_head(folder, build_head(config).state_dict(), record)
 
 
 @pytest.fixture
@@ -59,3 +70,13 @@ def test_more_is_extracted_with_the_settings_of_the_store(tmp_path):
     assert settings_of(store).limits == settings.limits
     assert place.reindex(place.clips("new", "d.mp4")).added == 1
     assert len(choose_store(place.workspace).store.frame_tokens(["a.mp4", "d.mp4"])["frame_tokens"]) == 2
+
+
+def test_an_index_of_a_head_from_a_folder_is_searched_and_reindexed_with_it(place, monkeypatch):
+    place.save_head(place.folder / "elsewhere")
+    monkeypatch.chdir(place.folder)
+    place.index(head_dir=Path("elsewhere"))
+    monkeypatch.chdir("/")  # wherever the next command is run
+    assert len(search(place.workspace, ["a red ring"])[0]) == 3
+    assert place.reindex(place.clips("new", "d.mp4")).how == "appended"
+    assert len(search(place.workspace, ["a red ring"])[0]) == 4

@@ -1,6 +1,6 @@
 """Stage 3 as commands: index, evaluate, search, reindex, each on the features and the head that the user means."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,15 @@ def generations(workspace: Workspace, corpus: str) -> GenerationStore:
 
 def maker(chosen: Chosen, head: ChosenHead) -> Maker:
     origin = {"dataset": chosen.dataset, "encoder": chosen.encoder, "run": head.run}
+    if head.head_dir:
+        origin["head_dir"] = str(head.head_dir)
     return Maker(head_fingerprint(head.head), chosen.store.settings, origin)
+
+
+def head_of(workspace: Workspace, chosen: Chosen, origin: Mapping[str, str]) -> ChosenHead:
+    """The head that an index was made with, from the index's `origin`: a run, or a folder that the user named."""
+    folder = origin.get("head_dir")
+    return choose_head(workspace, chosen, origin["run"], Path(folder) if folder else None)
 
 
 def require_indexable(head: ChosenHead) -> None:
@@ -233,7 +241,7 @@ def open_searcher(workspace: Workspace, corpus: str | None = None) -> tuple[Sear
     with store.open() as live:
         origin = live.info["origin"]
     chosen = choose_store(workspace, origin["dataset"], origin["encoder"])
-    head = choose_head(workspace, chosen, origin["run"])
+    head = head_of(workspace, chosen, origin)
     return Searcher(store, chosen.store.path, head.head), chosen.store
 
 
@@ -282,7 +290,7 @@ def reindex(
     with generations(workspace, name).open() as live:
         origin = live.info["origin"]
     chosen = choose_store(workspace, origin["dataset"], origin["encoder"])
-    head = choose_head(workspace, chosen, run or origin["run"])
+    head = choose_head(workspace, chosen, run) if run else head_of(workspace, chosen, origin)
     require_indexable(head)
     if corpus is not None:
         entries = new_entries(corpus, chosen.store)

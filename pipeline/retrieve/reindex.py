@@ -29,7 +29,8 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Maker:
     """What an index was made with; a change of either forces a rebuild. ``head``: `head_fingerprint`; ``encoder``: the
-    feature store's settings. ``origin``: where to find both again (names, for whoever opens the index)."""
+    feature store's settings. ``origin``: where to find both again (names, and the folder of a head that lies
+    elsewhere)."""
 
     head: str
     encoder: Mapping[str, Any]
