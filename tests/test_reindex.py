@@ -80,3 +80,41 @@ def test_an_index_of_a_head_from_a_folder_is_searched_and_reindexed_with_it(plac
     assert len(search(place.workspace, ["a red ring"])[0]) == 3
     assert place.reindex(place.clips("new", "d.mp4")).how == "appended"
     assert len(search(place.workspace, ["a red ring"])[0]) == 4
+
+
+def test_clips_of_folders_and_files_called_alike_are_all_indexed(place):
+    for drop in ("drop1", "drop2", "drop3", "drop4"):
+        corpus = place.clips(f"{drop}/clips", "a.mp4")
+        assert place.reindex(corpus).added == 1
+        assert place.reindex(corpus).how == "nothing to do"
+    twice = place.clips("drop5/clips", "a.mp4", "clips/a.mp4")
+    assert place.reindex(twice).added == 2
+    assert len(place.ids()) == 9
+
+
+def test_links_are_known_by_where_they_lie(tmp_path):
+    (tmp_path / "base").mkdir()
+    write_video(tmp_path / "shelf.mp4", seed="shelf")
+    (tmp_path / "base/link.mp4").symlink_to(tmp_path / "shelf.mp4")
+    place = Place(tmp_path)
+    corpus = place.clips("new")
+    corpus.mkdir()
+    (corpus / "other.mp4").symlink_to(tmp_path / "shelf.mp4")
+    added = [place.reindex(folder).added for folder in (tmp_path / "base", corpus, corpus, tmp_path / "base")]
+    assert added == [0, 1, 0, 0]
+    assert sorted(choose_store(place.workspace).store.covered()) == ["a.mp4", "b.mp4", "c.mp4", "link.mp4", "other.mp4"]
+
+
+def test_a_clip_that_failed_is_one_failure_however_often_it_is_given(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/broken.mp4").write_bytes(b"no video")
+    place = Place(tmp_path)
+    corpus = place.clips("new", "d.mp4")
+    (corpus / "rotten.mp4").write_bytes(b"no video either")
+    for folder in (place.folder / "base", corpus, corpus):
+        place.reindex(folder)
+    failures = choose_store(place.workspace).store.failures()
+    assert sorted((failure.video_id, failure.attempts) for failure in failures) == [
+        ("broken.mp4", 1),
+        ("rotten.mp4", 1),
+    ]

@@ -1,7 +1,9 @@
 """Stage 3 as commands: index, evaluate, search, reindex, each on the features and the head that the user means."""
 
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,7 @@ def build_corpus_index(
     return build_index(
         generations(workspace, chosen.dataset),
         videos.video_ids,
-        locations(chosen.store, videos),
+        locations(chosen.store, videos.paths),
         pool_videos(head.head, videos),
         spec=spec,
         maker=maker(chosen, head),
@@ -97,12 +99,10 @@ def require_indexable(head: ChosenHead) -> None:
         )
 
 
-def locations(store: FeatureStore, videos: VideoFeatures) -> list[str]:
-    """Where each video lies: absolute paths and URLs as they are, the others under the store's media root."""
+def locations(store: FeatureStore, paths: Sequence[str]) -> list[str]:
+    """Where these files lie: absolute paths and URLs as they are, the others under the store's media root."""
     root = store.media_root
-    return [
-        path if "://" in path or Path(path).is_absolute() else f"{root.rstrip('/')}/{path}" for path in videos.paths
-    ]
+    return [path if "://" in path or Path(path).is_absolute() else f"{root.rstrip('/')}/{path}" for path in paths]
 
 
 # -- evaluate
@@ -144,7 +144,7 @@ def evaluate_chosen(
     evaluation.save(folder)
     if report:
         samples = sample_queries(head.head, evaluation, videos, texts)
-        found = dict(zip(videos.video_ids, locations(chosen.store, videos), strict=True))
+        found = dict(zip(videos.video_ids, locations(chosen.store, videos.paths), strict=True))
         aligns = head.head.indexable and head.head.config.aligns_text
         gaps = RelevantPairs.of(head.head, videos, texts).histograms() if aligns else None
         write_report(
@@ -293,8 +293,9 @@ def reindex(
     head = choose_head(workspace, chosen, run) if run else head_of(workspace, chosen, origin)
     require_indexable(head)
     if corpus is not None:
-        entries = new_entries(corpus, chosen.store)
-        say(f"{len(entries)} new files in {corpus}")
+        files = corpus_files(corpus)
+        entries = new_entries(files, chosen.store, folder_name(corpus))
+        say(f"{len(entries)} of the {len(files)} files in {corpus} are new")
         if entries:
             report = extract(
                 Manifest(name, str(corpus), tuple(entries)),
@@ -307,7 +308,7 @@ def reindex(
     videos, deleted = chosen.store.videos(mmap=True), set(delete)
     add = [] if corpus is None else [video_id for video_id in videos.video_ids if video_id not in deleted]
     row = {video_id: index for index, video_id in enumerate(videos.video_ids)}
-    paths = locations(chosen.store, videos)
+    paths = locations(chosen.store, videos.paths)
 
     def pool(ids: list[str]) -> np.ndarray:
         return pool_videos(head.head, videos.select(np.array([row[video_id] for video_id in ids], dtype=np.int64)))
@@ -324,23 +325,38 @@ def reindex(
     )
 
 
-def new_entries(corpus: Path, store: FeatureStore) -> list[VideoEntry]:
-    """The files of a folder (or list) that the store does not hold yet, under ids that nothing else has.
-
-    A file is known by where it lies; its id is its path inside the folder, preceded by the folder's name where another
-    video has that id already.
-    """
+def corpus_files(corpus: Path) -> dict[str, VideoEntry]:
+    """What a folder holds: the absolute path of each file, links not followed, and its entry."""
     manifest = build_manifest("folder", corpus, None, None, corpus=folder_name(corpus))
-    known = store.videos(mmap=True)
+    return {os.path.abspath(manifest.resolve(entry)): entry for entry in manifest.entries}
+
+
+def new_entries(files: Mapping[str, VideoEntry], store: FeatureStore, folder: str) -> list[VideoEntry]:
+    """The files that the store has neither extracted nor failed to, under ids that nothing else has.
+
+    A file is known by where it lies; its id is its path inside the folder, preceded by the folder's name, and a number,
+    where another video has that id already.
+    """
+    known = [*store.videos(mmap=True).paths, *(failure.path for failure in store.failures())]
     there, taken = set(locations(store, known)), set(store.covered())
     entries = []
-    for entry in manifest.entries:
-        path = str(Path(manifest.resolve(entry)).resolve())
+    for path, entry in files.items():
         if path in there:
             continue
-        video_id = entry.video_id if entry.video_id not in taken else f"{manifest.name}/{entry.video_id}"
-        entries.append(replace(entry, video_id=video_id, path=path, split="corpus"))
+        video_id = free_id(entry.video_id, folder, taken)
+        taken.add(video_id)
+        entries.append(replace(entry, video_id=video_id, path=path))
     return entries
+
+
+def free_id(video_id: str, folder: str, taken: Collection[str]) -> str:
+    """The first of these that is not taken: the id itself, <folder>/<id>, <folder>-2/<id>, <folder>-3/<id>, ...
+
+    >>> free_id("a.mp4", "clips", {"a.mp4", "clips/a.mp4"})
+    'clips-2/a.mp4'
+    """
+    numbered = (f"{folder}-{number}/{video_id}" for number in count(2))
+    return next(name for name in chain((video_id, f"{folder}/{video_id}"), numbered) if name not in taken)
 
 
 def settings_of(store: FeatureStore) -> ExtractSettings:
