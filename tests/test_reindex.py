@@ -9,11 +9,13 @@ from standins import write_video
 from dits_head.config import HeadConfig
 from dits_head.head import build_head
 from pipeline.config import Workspace
+from pipeline.extract.driver import extract
 from pipeline.extract.limits import Limits
 from pipeline.extract.settings import ExtractSettings
 from pipeline.flows.choose import choose_head, choose_store
 from pipeline.flows.extract import dataset_manifest, extract_manifest
-from pipeline.flows.retrieval import build_corpus_index, generations, reindex, search, settings_of
+from pipeline.flows.retrieval import build_corpus_index, evaluate_chosen, generations, reindex, search, settings_of
+from pipeline.retrieve.evaluate import Options
 from pipeline.retrieve.index import IndexSpec
 from pipeline.stores import checkpoints
 
@@ -118,3 +120,53 @@ def test_a_clip_that_failed_is_one_failure_however_often_it_is_given(tmp_path):
         ("broken.mp4", 1),
         ("rotten.mp4", 1),
     ]
+
+
+def test_what_is_deleted_stays_out_of_every_later_index(place):
+    place.reindex(delete=["a.mp4"])
+    assert place.reindex(place.clips("new", "d.mp4")).added == 1
+    assert place.reindex(place.folder / "base").how == "nothing to do"
+    assert "1 of the videos stay out" in place.said[-1]
+    assert place.ids() == ["b.mp4", "c.mp4", "d.mp4"]
+    assert place.index().total == 3
+    place.reindex(delete=["b.mp4"])
+    place.save_head(place.workspace.head_dir("base", "other"))
+    place.reindex(run="other")
+    assert place.reindex(place.clips("newer", "e.mp4")).total == 3
+    assert place.ids() == ["c.mp4", "d.mp4", "e.mp4"]
+    copy = place.clips("again", "a.mp4")
+    assert place.reindex(copy).added == 1
+    assert "again/a.mp4" in place.ids()
+
+
+def test_only_what_lies_in_the_folder_is_added(place):
+    other = dataset_manifest(place.workspace, None, place.clips("more", "f.mp4"), None, None, {})
+    extract(other, choose_store(place.workspace).store.path, SETTINGS, progress=False)
+    assert place.reindex(place.clips("new", "d.mp4")).added == 1
+
+
+def test_evaluating_another_head_leaves_the_live_index_alone(place):
+    (place.folder / "captions.csv").write_text("video_id,caption\na.mp4,a red square\nb.mp4,a blue bar\n")
+    captioned = dataset_manifest(place.workspace, None, place.folder / "base", None, place.folder / "captions.csv", {})
+    extract_manifest(place.workspace, captioned, SETTINGS, progress=False)
+    place.reindex(delete=["c.mp4"])
+    place.save_head(place.workspace.head_dir("base", "other"))
+    before = sorted(place.workspace.root.glob("indexes/**/*")), place.ids()
+    chosen = choose_store(place.workspace)
+
+    def measured(run):
+        head = choose_head(place.workspace, chosen, run)
+        evaluation, _ = evaluate_chosen(
+            place.workspace, chosen, head, Options(resamples=10), through_index=True, say=place.said.append
+        )
+        return evaluation.contract()["index"]
+
+    assert measured("other")["R@1"] == measured("other")["R@1"]
+    assert "the live index was made with another head or other features" in " ".join(place.said)
+    assert measured("zero-shot")["bytes"] < measured("other")["bytes"], "the live one, without what was deleted"
+    assert (sorted(place.workspace.root.glob("indexes/**/*")), place.ids()) == before
+    assert not list(place.workspace.root.glob(".evaluate-*"))
+    place.reindex(delete=["a.mp4"])
+    assert measured("zero-shot")["shortlist_recall"]["10"] == 100
+    assert "lacks 1 of the 3 videos" in " ".join(place.said)
+    assert place.ids() == ["b.mp4"]

@@ -1,10 +1,12 @@
 """Stage 3 as commands: index, evaluate, search, reindex, each on the features and the head that the user means."""
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ from pipeline.retrieve.search import Hit, Searcher
 from pipeline.retrieve.twostage import IndexedGallery
 from pipeline.stores.atomic import read_json
 from pipeline.stores.features import FeatureStore, TextFeatures, VideoFeatures
-from pipeline.stores.generations import GenerationStore
+from pipeline.stores.generations import Generation, GenerationStore
 from pipeline.stores.manifest import Manifest, VideoEntry, read_manifest
 from pipeline.train.align import align_texts, pool_videos
 
@@ -40,16 +42,24 @@ FIGURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
 
 def build_corpus_index(
-    workspace: Workspace, chosen: Chosen, head: ChosenHead, spec: IndexSpec, *, gpu: bool = False, say: Say
+    workspace: Workspace,
+    chosen: Chosen,
+    head: ChosenHead,
+    spec: IndexSpec,
+    *,
+    into: GenerationStore | None = None,
+    gpu: bool = False,
+    say: Say,
 ) -> Reindexed:
-    """Index every video of the data set with a head; verified with its own captions where it has some."""
+    """Index every video of the data set with a head, those aside that were deleted from the index; verified with the
+    data set's captions where it has some. `into`: another place than the data set's index."""
     require_indexable(head)
     require_known(spec, chosen.store.dim)
     videos = chosen.store.videos(mmap=True)
     texts = chosen.store.texts()
     sample = np.random.default_rng(0).permutation(len(texts))[:VERIFY_WITH]
     return build_index(
-        generations(workspace, chosen.dataset),
+        into or generations(workspace, chosen.dataset),
         videos.video_ids,
         locations(chosen.store, videos.paths),
         pool_videos(head.head, videos),
@@ -129,17 +139,17 @@ def evaluate_chosen(
         raise MissingData(
             f"{chosen.dataset} has no captions to evaluate with", fix="extract it with --captions FILE, or use search"
         )
-    index = indexed_gallery(workspace, chosen, head, videos, say) if through_index else None
-    evaluation = evaluate(
-        head.head,
-        videos,
-        texts,
-        options,
-        index=index,
-        bank=chosen.store.texts("train") if "train" in splits else None,
-        protocol=protocol_card(workspace, chosen, head, split, videos, texts),
-        say=say,
-    )
+    with indexed_gallery(workspace, chosen, head, videos, say) if through_index else nullcontext() as index:
+        evaluation = evaluate(
+            head.head,
+            videos,
+            texts,
+            options,
+            index=index,
+            bank=chosen.store.texts("train") if "train" in splits else None,
+            protocol=protocol_card(workspace, chosen, head, split, videos, texts),
+            say=say,
+        )
     folder = workspace.report_dir(chosen.dataset, head.run)
     evaluation.save(folder)
     if report:
@@ -158,25 +168,37 @@ def evaluate_chosen(
     return evaluation, folder
 
 
+@contextmanager
 def indexed_gallery(
     workspace: Workspace, chosen: Chosen, head: ChosenHead, videos: VideoFeatures, say: Say
-) -> IndexedGallery:
-    """The live index, or a new Flat one where there is none of this head and these features."""
+) -> Iterator[IndexedGallery]:
+    """The live index (a new Flat one where there is none), if it is of this head and these features and holds all the
+    videos; else one of the same type for this evaluation alone: what `search` finds does not change."""
     require_indexable(head)
     store = generations(workspace, chosen.dataset)
-    if store.current() is not None:
-        with store.open() as live:
-            made = (live.info["head"], live.info["encoder"])
-            if made == (head_fingerprint(head.head), chosen.store.settings):
-                return IndexedGallery.of(live, videos, head.head)
-            spec = IndexSpec.from_dict(live.info["spec"])
-        say("the live index was made with another head or other features: building it anew")
-    else:
-        spec = IndexSpec()
+    if store.current() is None:
         say("no index yet: building an exact one (Flat)")
-    build_corpus_index(workspace, chosen, head, spec, say=say)
+        build_corpus_index(workspace, chosen, head, IndexSpec(), say=say)
     with store.open() as live:
-        return IndexedGallery.of(live, videos, head.head)
+        if not (reason := unfit(live, chosen, head, videos)):
+            yield IndexedGallery.of(live, videos, head.head)
+            return
+        spec = IndexSpec.from_dict(live.info["spec"])
+    say(f"the live index {reason}: building another for this evaluation alone")
+    with TemporaryDirectory(prefix=".evaluate-", dir=workspace.root) as folder:
+        temporary = GenerationStore(Path(folder))
+        build_corpus_index(workspace, chosen, head, spec, into=temporary, say=say)
+        with temporary.open() as built:
+            gallery = IndexedGallery.of(built, videos, head.head)
+            yield replace(gallery, about=gallery.about | {"generation": "none: built for this evaluation alone"})
+
+
+def unfit(live: Generation, chosen: Chosen, head: ChosenHead, videos: VideoFeatures) -> str:
+    """Why an index cannot be evaluated with this head on these videos, or nothing."""
+    if (live.info["head"], live.info["encoder"]) != (head_fingerprint(head.head), chosen.store.settings):
+        return "was made with another head or other features"
+    lacking = len(set(videos.video_ids).difference(live.rows().video_ids))
+    return f"lacks {lacking} of the {len(videos)} videos" if lacking else ""
 
 
 def protocol_card(
@@ -284,8 +306,10 @@ def reindex(
     """Bring an index up to date: extract the clips of a folder or list that it lacks, delete others, switch over.
 
     The index is the one named, else the one indexed last. Another head (`run`) or features with other settings force
-    a rebuild from what is cached; nothing is decoded twice.
+    a rebuild from what is cached; nothing is decoded twice. What is deleted stays out, though its file still lies in
+    a folder that is given again: only a rollback, or a copy in another folder, brings it back.
     """
+    files: Mapping[str, VideoEntry] = {}
     name = name or only_corpus(workspace)
     with generations(workspace, name).open() as live:
         origin = live.info["origin"]
@@ -306,9 +330,9 @@ def reindex(
             say(f"{report.inputs} inputs = {report.done} done + {report.failed} failed + {report.skipped} skipped")
             chosen = replace(chosen, store=FeatureStore.open(chosen.store.path))
     videos, deleted = chosen.store.videos(mmap=True), set(delete)
-    add = [] if corpus is None else [video_id for video_id in videos.video_ids if video_id not in deleted]
     row = {video_id: index for index, video_id in enumerate(videos.video_ids)}
     paths = locations(chosen.store, videos.paths)
+    add = [v for v, path in zip(videos.video_ids, paths, strict=True) if path in files and v not in deleted]
 
     def pool(ids: list[str]) -> np.ndarray:
         return pool_videos(head.head, videos.select(np.array([row[video_id] for video_id in ids], dtype=np.int64)))
