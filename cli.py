@@ -123,6 +123,13 @@ def pairs(options: list[str] | None, flag: str) -> dict[str, str]:
     return dict(option.split("=", 1) for option in options or [])
 
 
+def exclusive(options: dict[str, Any]) -> None:
+    """Options, or groups of them, of which at most one may be given. Raises BadInput."""
+    given = [name for name, value in options.items() if value not in (None, False, [])]
+    if len(given) > 1:
+        raise BadInput(f"options exclude each other: {'; '.join(given)}", fix="give those of one of them")
+
+
 @app.command()
 def extract(
     dataset: Annotated[
@@ -137,7 +144,9 @@ def extract(
     captions: Annotated[Path | None, typer.Option(help="Captions of your own videos: .csv, .parquet or .jsonl")] = None,
     option: Annotated[list[str] | None, typer.Option(help="An option of the data set, name=value; repeatable")] = None,
     preset: Annotated[str | None, typer.Option(help="Data set, options, model and weights of a preset")] = None,
-    model: Annotated[str, typer.Option(help="Any open_clip model, or the built-in shapes-clip")] = "shapes-clip",
+    model: Annotated[
+        str | None, typer.Option(help="Any open_clip model [default: the preset's, or the built-in shapes-clip]")
+    ] = None,
     pretrained: Annotated[str | None, typer.Option(help="open_clip tag, or a local weights file")] = None,
     quick_gelu: Annotated[
         bool | None,
@@ -145,7 +154,10 @@ def extract(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
-    num_frames: Annotated[int, typer.Option(help="Frames a video: the middles of as many equal intervals")] = 12,
+    num_frames: Annotated[
+        int | None,
+        typer.Option(help="Frames a video: the middles of as many equal intervals [default: the preset's, or 12]"),
+    ] = None,
     decoder: Annotated[str, typer.Option(help="pyav (exact, fast) or ffmpeg")] = "pyav",
     allow_mixed_decoders: Annotated[
         bool, typer.Option("--allow-mixed-decoders", help="Let ffmpeg try what PyAV cannot read; recorded a video")
@@ -198,19 +210,34 @@ def extract(
 
     place = Workspace.locate(workspace)
     options: dict[str, Any] = dict(pairs(option, "--option"))
+    exclusive(
+        {
+            "--source": source,
+            "--videos, --dataset, --annotations, --captions, --option": videos
+            or dataset
+            or annotations
+            or captions
+            or option,
+        }
+    )
     if preset:
         from pipeline.presets import get_preset
 
         recipe = get_preset(preset)
-        dataset, model, pretrained = recipe.dataset, recipe.model, pretrained or recipe.pretrained
-        num_frames, options = recipe.num_frames, {**recipe.dataset_options, **options}
+        if dataset not in (None, recipe.dataset):
+            raise BadInput(f"--preset {preset}", expected=f"--dataset {recipe.dataset} or none", got=dataset)
+        if model in (None, recipe.model):  # another model has other weights
+            pretrained = pretrained or recipe.pretrained
+        dataset, model = recipe.dataset, model or recipe.model
+        num_frames = recipe.num_frames if num_frames is None else num_frames
+        options = {**recipe.dataset_options, **options}
     settings = ExtractSettings(
-        model=model,
+        model=model or "shapes-clip",
         pretrained=pretrained,
         quick_gelu=quick_gelu,
         device=device,
         precision=precision,
-        num_frames=num_frames,
+        num_frames=12 if num_frames is None else num_frames,
         decoder=decoder,
         allow_mixed_decoders=allow_mixed_decoders,
         hwaccel=hwaccel,
@@ -372,10 +399,9 @@ def index(
     chosen = choose_store(place, dataset, encoder)
     head = choose_head(place, chosen, run, head_dir)
     by_need = [value for value in (recall, memory, latency_ms) if value is not None]
-    if by_need and (factory or search_):
-        raise BadInput(
-            "--factory and a need exclude each other", fix="give --recall, --memory, --latency-ms, or --factory"
-        )
+    exclusive(
+        {"--recall, --memory, --latency-ms": by_need, "--factory, --search, --on-disk": factory or search_ or on_disk}
+    )
     if by_need:
         need = Need(0.95 if recall is None else recall, size_in_bytes(memory) if memory else None, latency_ms)
         spec = choose_spec(chosen, head, need, gpu=gpu, say=say)
@@ -479,6 +505,8 @@ def reindex(
     """
     from pipeline.flows import retrieval
 
+    more = "--corpus, --delete, --run"
+    exclusive({"--list": list_, "--rollback": rollback, "--prune": prune, more: corpus or delete or run})
     place = Workspace.locate(workspace)
     store = retrieval.generations(place, name or retrieval.only_corpus(place))
     if store.current() is None:

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from clip_maker import make_clip
 from typer.testing import CliRunner
 
 import cli
@@ -50,6 +51,38 @@ def refused(*arguments):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["extract", "--source", "list.csv", "--captions", "c.csv"], "--source; --videos"),
+        (["extract", "--preset", "msrvtt-b32", "--dataset", "msvd"], "expected --dataset msrvtt or none; got msvd"),
+        (["index", "--recall", "0.9", "--on-disk"], "--recall, --memory, --latency-ms; --factory"),
+        (["reindex", "--rollback", "--delete", "a.mp4"], "--rollback; --corpus"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(arguments, said, extracted):
+    assert said in refused(*arguments, "--workspace", extracted)
+
+
+def test_two_folders_of_one_name_do_not_share_features(tmp_path):
+    """Their videos' ids are paths inside the folder: the second would be given the first one's features."""
+    here = ("--workspace", tmp_path / "w")
+    for place, frames in (("a", 10), ("b", 20)):
+        (tmp_path / place / "clips").mkdir(parents=True)
+        make_clip(tmp_path / place / "clips/1.mp4", frames)
+    run("extract", "--videos", tmp_path / "a/clips", *here)
+    line = refused("extract", "--videos", tmp_path / "b/clips", *here)
+    assert str(tmp_path / "a/clips") in line
+    assert "--option corpus=NAME" in line
+    run("extract", "--videos", tmp_path / "b/clips", "--option", "corpus=other", *here)
+    shutil.rmtree(tmp_path / "b/clips")
+    (tmp_path / "a/clips").rename(tmp_path / "b/clips")  # it moved: what was extracted stays good
+    run("extract", "--videos", tmp_path / "b/clips", *here)
+    shutil.copytree(tmp_path / "b/clips", tmp_path / "c/clips")
+    run("extract", "--videos", tmp_path / "c/clips", *here)  # and so do copies
+    assert len(list((tmp_path / "w/features/clips").glob("*/videos-*.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
         (["train-head", "--hed", "xpool"], "No such option: --hed"),
         (["extract", "--num-frames", "many"], "Invalid value for '--num-frames'"),
         (["serch", "a dog"], "No such command 'serch'"),
@@ -67,6 +100,8 @@ def test_bad_input_to_extract(tmp_path):
     here = ("--workspace", tmp_path / "w")
     assert "expected shapes, msrvtt" in refused("extract", "--dataset", "nonsense", *here)
     assert "--videos" in refused("extract", "--videos", tmp_path / "absent", *here)
+    assert "--max-seconds must be above 0" in refused("extract", "--max-seconds", 0, *here)
+    assert "Protocol not known" in refused("extract", "--source", "foo://bucket/clips", *here)
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips/a.mp4").write_bytes(b"no video")
     captions = tmp_path / "captions.csv"

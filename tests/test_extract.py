@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from clip_maker import PlainEncoder, ffmpeg_run, make_clip
 
 from pipeline.errors import BadInput, FingerprintMismatch, StoreBusy, UserError
+from pipeline.extract import pool
 from pipeline.extract.decode_pyav import Wish, decode_clip
 from pipeline.extract.driver import extract
 from pipeline.extract.frames import FrameSize
@@ -144,6 +146,32 @@ def test_both_formats_hold_the_same(corpus, encoder, undisturbed, tmp_path, shar
     assert contents(store) == contents(undisturbed)
 
 
+def test_the_store_follows_a_manifest_whose_splits_and_captions_changed(corpus, encoder, tmp_path):
+    """Nothing is decoded again; a caption that is gone is no query, and comes back with the manifest that has it."""
+    first = [replace(entry, split="corpus") for entry in corpus.entries]
+    run(replace(corpus, entries=tuple(first)), tmp_path / "store", encoder)
+    now = [
+        replace(entry, captions=entry.captions[:1], split="train" if row % 2 else "test")
+        for row, entry in enumerate(first)
+    ]
+    report, store = run(replace(corpus, entries=tuple(now)), tmp_path / "store", encoder)
+    assert (report.new_videos, report.new_captions) == (0, 0)
+    wanted = {entry.video_id: entry.split for entry in now}
+    videos, texts = store.videos(), store.texts()
+    assert dict(zip(videos.video_ids, videos.splits, strict=True)) == {name: wanted[name] for name in videos.video_ids}
+    assert sorted(texts.caption_ids) == sorted(f"{name}#0" for name in videos.video_ids)
+    assert texts.splits == [wanted[name] for name in texts.video_ids]
+    assert set(store.videos("train").video_ids) == {name for name in videos.video_ids if wanted[name] == "train"}
+    one = replace(corpus, entries=(replace(first[0], captions=first[0].captions[:2]),))
+    _, store = run(one, tmp_path / "store", encoder)  # says nothing of the others
+    again = store.texts()
+    assert [name for name in again.caption_ids if name not in texts.caption_ids] == [f"{first[0].video_id}#1"]
+    assert store.videos().splits[videos.video_ids.index(first[0].video_id)] == "corpus"
+    _, store = run(replace(corpus, entries=tuple(first)), tmp_path / "store", encoder)
+    assert set(store.videos().splits) == {"corpus"}
+    assert len(store.texts()) == 2 * len(videos)
+
+
 def test_batch_and_worker_counts_do_not_change_what_is_found(corpus, encoder, undisturbed, tmp_path):
     _, store = run(corpus, tmp_path / "store", encoder, workers=1, batch_size=3)
     np.testing.assert_allclose(store.videos().frame_embeds, undisturbed.videos().frame_embeds, atol=2e-3, rtol=2e-3)
@@ -265,10 +293,10 @@ def heavy(tmp_path_factory) -> Path:
 
 def pool_results(paths, limits=None, workers=2, during=None):
     settings = DecodeSettings(4, SETTINGS_SIZE, limits=limits or Limits())
-    with DecodePool([Job(index, str(path)) for index, path in enumerate(paths)], settings, workers) as pool:
+    with DecodePool([Job(index, str(path)) for index, path in enumerate(paths)], settings, workers) as decoding:
         if during is not None:
-            during(pool)
-        return [result for _, result in pool]
+            during(decoding)
+        return [result for _, result in decoding]
 
 
 def test_the_time_limit_kills_and_the_rest_goes_on(corpus, heavy):
@@ -279,6 +307,33 @@ def test_the_time_limit_kills_and_the_rest_goes_on(corpus, heavy):
     assert results[4].kind == "TimeLimit"
     assert all(isinstance(result, Decoded) for place, result in enumerate(results) if place != 4)
     assert set(psutil.Process().children()) <= set(before)
+
+
+def test_what_a_killed_process_gives_back_passes_those_that_wait(corpus, heavy, monkeypatch):
+    """Two processes with batches of four: while one is at the slow clip, the other fills all room there is."""
+    monkeypatch.setattr(pool, "_BUFFER_BYTES", 0)
+    light = [Path(corpus.root) / f"clip{number % 8}.mp4" for number in range(40)]
+    found: list = []
+    thread = threading.Thread(
+        target=lambda: found.extend(pool_results([light[0], heavy, *light], Limits(max_seconds=1.5), workers=2)),
+        daemon=True,
+    )
+    thread.start()
+    thread.join(timeout=60)
+    assert not thread.is_alive(), "nobody hands out what the consumer waits for"
+    assert [place for place, result in enumerate(found) if isinstance(result, DecodeFailure)] == [1]
+
+
+def test_results_can_be_taken_after_everything_is_decoded(corpus):
+    """The consumer's wake-up calls are read by nobody then."""
+    clip = Path(corpus.root) / "clip0.mp4"
+    decoding = DecodePool([Job(index, str(clip)) for index in range(8)], DecodeSettings(4, FrameSize(32, 32)), 1)
+    with decoding:
+        results = iter(decoding)
+        next(results)
+        decoding._thread.join()
+        decoding._wake.close()  # like a full pipe: nothing more can be sent
+        assert len(list(results)) == 7
 
 
 def test_a_crashing_decoder_costs_one_video(corpus, heavy):
@@ -294,12 +349,13 @@ def test_a_crashing_decoder_costs_one_video(corpus, heavy):
     assert all(isinstance(result, Decoded) for result in results[1:])
 
 
-def test_the_memory_limit_is_a_failure_row(heavy, corpus):
-    light = Path(corpus.root) / "clip0.mp4"
-    limit = Limits(max_memory_bytes=420 << 20)
-    results = pool_results([light, heavy], limit, workers=1)
-    assert isinstance(results[0], Decoded) or results[0].kind == "MemoryLimit"
-    assert isinstance(results[1], Decoded | DecodeFailure)
+def test_the_memory_limit_is_a_failure_row(corpus, tmp_path):
+    big = tmp_path / "big.mp4"
+    ffmpeg_run("-f", "lavfi", "-i", "testsrc2=size=4096x2304:rate=5:duration=2", "-preset", "ultrafast", big)
+    results = pool_results([Path(corpus.root) / "clip0.mp4", big], Limits(max_memory_bytes=320 << 20), workers=1)
+    assert isinstance(results[0], Decoded)
+    assert isinstance(results[1], DecodeFailure)
+    assert results[1].kind == "MemoryLimit"
 
 
 def test_results_come_in_order_whatever_finishes_first(corpus, heavy):

@@ -78,6 +78,26 @@ def test_a_file_that_is_no_tar_is_refused(tmp_path):
         read_source(str(tmp_path / "y*.tar"), "tars")
 
 
+@pytest.mark.parametrize(
+    ("text", "captions"),
+    [
+        ('{"caption": null, "captions": ["a", 3, " "]}', ("a",)),
+        ('{"caption": " a\\ud800"}', ("a?",)),
+        ('{"captions": 3}', ()),
+        ('{"captions": {"a": 1}}', ()),
+        ("[" * 100_000, ()),
+        ("9" * 5000, ()),
+    ],
+)
+def test_odd_captions_of_a_tar(tmp_path, text, captions):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, content in [("v.mp4", b"video"), ("v.json", text.encode())]:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    assert read_source(str(tmp_path / "a.tar"), "tar").entries[0].captions == captions
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_lists(folder, expected, tmp_path, suffix):
     rows = [{"video_id": f"clip{n}", "path": f"clip{n}.mp4", "caption": f"caption {c}"} for n in range(4) for c in "ab"]
@@ -99,11 +119,97 @@ def test_lists(folder, expected, tmp_path, suffix):
     assert embeddings(manifest, tmp_path) == expected
 
 
-@pytest.mark.parametrize("path", ["../outside.mp4", "/etc/passwd", "a/../../b.mp4", "file:///etc/passwd"])
+def read_list(folder: Path, text: str, suffix: str = ".csv") -> Manifest:
+    (folder / f"list{suffix}").write_text(text)
+    return read_source(str(folder / f"list{suffix}"), "list")
+
+
+def test_ids_of_lists_stay_as_they_are_written(tmp_path):
+    ids = ["0", "1", "007", "7", "2020-01-01", "1e3"]
+    table = "video_id,path\n" + "".join(f"{name},{place}.mp4\n" for place, name in enumerate(ids))
+    assert [entry.video_id for entry in read_list(tmp_path, table).entries] == ids
+    values = [0, 1, "007", 7, "2020-01-01", "1e3"]
+    lines = [json.dumps({"video_id": value, "path": f"{place}.mp4"}) for place, value in enumerate(values)]
+    assert [entry.video_id for entry in read_list(tmp_path, "\n".join(lines), ".jsonl").entries] == ids
+
+
+def test_windows_of_one_file_are_clips_of_their_own(tmp_path):
+    table = "path,start,end,caption\na.mp4,0,5,x\na.mp4,5,10,y\na.mp4,0.0,5,z\na.mp4,10,,\na.mp4,,,whole\n"
+    found = [(entry.video_id, entry.start, entry.end, entry.captions) for entry in read_list(tmp_path, table).entries]
+    assert found == [
+        ("a.mp4#0.0-5.0", 0.0, 5.0, ("x", "z")),
+        ("a.mp4#5.0-10.0", 5.0, 10.0, ("y",)),
+        ("a.mp4#10.0-", 10.0, None, ()),
+        ("a.mp4", None, None, ("whole",)),
+    ]
+
+
+@pytest.mark.parametrize("start", ["00:10", "10s", "nan", "inf", "1e999", " "])
+def test_a_start_that_is_no_number_is_refused(tmp_path, start):
+    with pytest.raises(BadInput, match="row 1: start; expected seconds"):
+        read_list(tmp_path, f"path,start,end\na.mp4,{start},\n")
+    with pytest.raises(BadInput, match="row 1: start; expected seconds"):
+        read_list(tmp_path, json.dumps({"path": "a.mp4", "start": [start]}), ".jsonl")
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, "3", '{"path": "a.mp4"', "9" * 5000])
+def test_lines_that_are_no_record_are_refused(tmp_path, line):
+    with pytest.raises(BadInput, match=r"a table with a column path|no path"):
+        read_list(tmp_path, line, ".jsonl")
+
+
+@pytest.mark.parametrize("source", ["{}://bucket/clips", "{}://bucket/a.tar", "{}://bucket/list.csv"])
+def test_urls_that_nothing_reads_are_refused(monkeypatch, source):
+    with pytest.raises(BadInput, match="Protocol not known: foo"):
+        read_source(source.format("foo"), "none")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(BadInput, match="Please install gcsfs"):
+        read_source(source.format("gs"), "none")
+    with pytest.raises(DecodeFailure, match="gcsfs") as failure, local_file(source.format("gs"), Limits()):
+        pass
+    assert failure.value.kind == "CannotFetch"
+
+
+@pytest.mark.parametrize("option", ["max_seconds", "max_duration"])
+@pytest.mark.parametrize("value", [0, -1.0, float("nan")])
+def test_limits_are_positive(option, value):
+    with pytest.raises(BadInput, match=f"--{option.replace('_', '-')} must be above 0"):
+        Limits(**{option: value})
+
+
+@pytest.mark.parametrize("column", ["path", "split", "start", "end"])
+def test_rows_of_one_id_that_differ_are_refused(tmp_path, column):
+    row = {"video_id": "v", "path": "a.mp4", "split": "train", "start": 0, "end": 5}
+    other = {**row, column: {"path": "b.mp4", "split": "test"}.get(column, 3)}
+    with pytest.raises(BadInput, match=f"'v': its rows differ in {column}"):
+        read_list(tmp_path, f"{json.dumps(row)}\n{json.dumps(other)}\n", ".jsonl")
+
+
+LEAVING = ["../outside.mp4", "/etc/hostname", "a/../../b.mp4", "file:///etc/passwd", "FILE:///etc/passwd"]
+LEAVING += ["local:///etc/passwd", "memory://y", "simplecache::file:///etc/passwd", "s3://b/c::file:///etc/passwd"]
+
+
+@pytest.mark.parametrize("path", LEAVING)
 def test_paths_that_leave_the_folder_are_refused(tmp_path, path):
-    (tmp_path / "list.csv").write_text(f"video_id,path\nv,{path}\n")
-    with pytest.raises(BadInput, match="leaves"):
-        read_source(str(tmp_path / "list.csv"), "list")
+    import fsspec
+
+    with pytest.raises(BadInput, match=r"leaves|'::'"):
+        read_list(tmp_path, f"video_id,path\nv,{path}\n")
+    fsspec.filesystem("memory").pipe("/lists/list.csv", f"video_id,path\nv,{path}\n".encode())
+    with pytest.raises(BadInput, match=r"leaves|'::'"):
+        read_source("memory://lists/list.csv", "list")
+
+
+def test_paths_inside_the_folder_and_urls_are_taken(tmp_path):
+    import fsspec
+
+    paths = ["deep/a.mp4", "https://host/b.mp4", "s3://bucket/c.mp4"]
+    table = "path\n" + "\n".join(paths).replace("https", "HTTPS")
+    local = read_list(tmp_path, f"{table}\n{tmp_path}/d.mp4\n")
+    assert [entry.path for entry in local.entries] == [*paths, "d.mp4"]
+    fsspec.filesystem("memory").pipe("/lists/list.csv", table.encode())
+    remote = read_source("memory://lists/list.csv", "list")
+    assert [remote.resolve(entry) for entry in remote.entries] == ["memory://lists/deep/a.mp4", *paths[1:]]
 
 
 def test_fetching_is_bounded_and_leaves_nothing_behind(folder, tmp_path, monkeypatch):
@@ -153,6 +259,19 @@ def s3(tmp_path_factory):
         finally:
             server.kill()
             server.wait()
+
+
+def test_relative_folders_and_other_spellings_of_a_url(folder, expected, tmp_path, monkeypatch):
+    import fsspec
+
+    monkeypatch.chdir(folder.parent)
+    for number, source in enumerate([folder.name, f"./{folder.name}/", f"file:///{folder}"]):
+        assert embeddings(read_source(source, "here"), tmp_path / str(number)) == expected
+    fsspec.filesystem("memory").pipe("/clips/deep/a.mp4", b"")
+    manifest = read_source("memory://clips", "memory")
+    assert [(entry.video_id, manifest.resolve(entry)) for entry in manifest.entries] == [
+        ("deep/a.mp4", "memory:///clips/deep/a.mp4")
+    ]
 
 
 def test_s3_folders_and_tars(folder, expected, tmp_path, s3):

@@ -90,8 +90,13 @@ def extract(
     fingerprint = {**encoder.settings, **settings.fingerprint_part()}
     store = FeatureStore.create(store_path, fingerprint, shard_format=settings.shard_format, media_root=manifest.root)
     with store.lock(timeout=settings.wait_seconds), _full_disk_is_an_error(store):
+        FeatureStore.open(store_path).require(fingerprint, "extract into it")  # another may have made it meanwhile
         videos = _extract_videos(manifest, store, settings, encoder, progress)
         captions = _extract_texts(manifest, store, settings, encoder, progress)
+        store.amend(
+            {entry.video_id: entry.split for entry in manifest.entries},
+            {caption_id: entry.split for entry in manifest.entries for caption_id in entry.caption_ids()},
+        )
         store.write_failures_table()
         return _report(manifest, store, settings, videos, captions, time.perf_counter() - started)
 
@@ -229,11 +234,7 @@ class _VideoShard:
             "frame_mask": ~np.isnan(self._pts[:rows]),
             "frame_pts": self._pts[:rows],
         }
-        if self._settings.cache_blocks:
-            if self._tokens is None:
-                raise UserError(
-                    "none of these clips could be read, so the cache has no shape", fix="see failures.parquet"
-                )
+        if self._tokens is not None:
             columns |= stored_tokens(self._tokens[:rows], self._settings.token_dtype, "frame_token")
         mixed = len(set(self._decoders.values())) > 1 or self._settings.allow_mixed_decoders
         store.write_videos(

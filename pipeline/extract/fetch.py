@@ -43,7 +43,7 @@ def local_file(source: str, limits: Limits) -> Iterator[str]:
                 _copy(member["tar"], int(member["offset"]), int(member["size"]), copy, limits)
             else:
                 _copy(source, 0, None, copy, limits)
-        except OSError as error:
+        except (OSError, ImportError, ValueError) as error:  # also where fsspec lacks the protocol
             kind = "MissingFile" if isinstance(error, FileNotFoundError) else "CannotFetch"
             raise DecodeFailure("fetch", kind, f"{source}: {error}") from None
         yield copy.name

@@ -6,10 +6,12 @@ decoding process fetches one clip at a time (fetch.py). Captions come from a lis
 """
 
 import json
+import math
 import os
 import posixpath
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from pipeline.errors import BadInput, MissingData
@@ -25,6 +27,8 @@ VIDEO_SUFFIXES = frozenset(
     )
 )
 _LISTS = (".csv", ".jsonl", ".parquet")
+_COLUMNS = ("path", "video_id", "caption", "split", "start", "end")
+_URLS = ("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf")
 _CAPTION_BYTES = 1 << 20
 
 
@@ -42,8 +46,9 @@ def read_source(source: str, name: str) -> Manifest:
 
 def url_manifest(url: str, name: str) -> Manifest:
     """Every video below a URL; what by its extension is none is counted as skipped."""
+    filesystem, path = _filesystem(url.rstrip("/"))
+    root = filesystem.unstrip_protocol(path) if "://" in url else path  # as the files are listed
     files = _listed(url.rstrip("/") + "/**")
-    root = url.rstrip("/")
     entries, skipped = [], []
     for file in files:
         relative = file.removeprefix(root).lstrip("/")
@@ -78,54 +83,103 @@ def tar_manifest(pattern: str, name: str) -> Manifest:
 
 
 def list_manifest(source: str, name: str) -> Manifest:
-    """Columns path, and optionally video_id (else the path), caption, split, start, end; a row a caption.
+    """Columns path, and optionally video_id, caption, split, start, end; a row a caption, an empty field not given.
 
-    Paths are URLs, or relative to the list; a local path that leaves the list's folder is refused.
+    Without video_id a clip is called by its path, a window of it by `path#start-end`, so that the windows of one file
+    are clips of their own. Rows of one clip may differ in the caption alone. Paths are URLs of a scheme in _URLS, or
+    relative to the list; a path that leaves the list's folder is refused.
     """
-    import fsspec
     import pyarrow.csv
-    import pyarrow.json
     import pyarrow.parquet
 
-    readers = {".csv": pyarrow.csv.read_csv, ".jsonl": pyarrow.json.read_json, ".parquet": pyarrow.parquet.read_table}
+    as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(_COLUMNS, pyarrow.string()))  # 007 is not 7
+    readers: dict[str, Callable[[Any], list[Any]]] = {
+        ".csv": lambda file: pyarrow.csv.read_csv(file, convert_options=as_text).to_pylist(),
+        ".jsonl": lambda file: [json.loads(line) for line in file if line.strip()],
+        ".parquet": lambda file: pyarrow.parquet.read_table(file).to_pylist(),
+    }
+    filesystem, path = _filesystem(source)
     try:
-        with fsspec.open(source, "rb") as file:
-            rows = readers[posixpath.splitext(source)[1]](file).to_pylist()
+        with filesystem.open(path, "rb") as file:
+            rows = readers[posixpath.splitext(source)[1]](file)
     except FileNotFoundError:
         raise MissingData(f"there is no list {source}") from None
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{source} cannot be read ({error})", expected="a table with a column path") from None
-    grouped: dict[str, list[dict[str, Any]]] = {}
+    root = posixpath.dirname(source) if "://" in source else os.path.dirname(os.path.abspath(path))
+    grouped: dict[str, list[VideoEntry]] = {}
     for number, row in enumerate(rows, 1):
-        if not row.get("path"):
-            raise BadInput(f"{source}, row {number}: no path", expected="columns path, video_id, caption")
-        grouped.setdefault(str(row.get("video_id") or row["path"]), []).append(row)
-    root = posixpath.dirname(source) if "://" in source else os.path.dirname(os.path.abspath(source))
-    entries = tuple(_list_entry(video_id, group, root, source) for video_id, group in grouped.items())
+        entry = _row_entry(row, root, f"{source}, row {number}")
+        grouped.setdefault(entry.video_id, []).append(entry)
+    entries = tuple(_list_entry(group, f"{source}, video {video_id!r}") for video_id, group in grouped.items())
     if not entries:
         raise MissingData(f"{source} has no rows")
     return Manifest(name, root, entries, {"dataset": name})
 
 
-def _list_entry(video_id: str, rows: list[dict[str, Any]], root: str, source: str) -> VideoEntry:
+def _row_entry(row: Any, root: str, where: str) -> VideoEntry:
+    """One row as an entry of its own, with one caption or none, and split "" where the row names none."""
+    given = {key: row[key] for key in _COLUMNS if row.get(key) not in (None, "")} if isinstance(row, dict) else {}
+    if "path" not in given:
+        raise BadInput(f"{where}: no path", expected="columns path, video_id, caption")
+    start, end = (_seconds(given.get(key), f"{where}: {key}") for key in ("start", "end"))
+    window = "" if start is None and end is None else f"#{start or 0.0}-{'' if end is None else end}"
+    video_id = _text(given.get("video_id", f"{given['path']}{window}"))
+    path = _allowed(_text(given["path"]), root, where)
+    captions = (_text(given["caption"]),) if "caption" in given else ()
+    return VideoEntry(video_id, path, str(given.get("split", "")), captions, start, end)
+
+
+def _list_entry(rows: list[VideoEntry], where: str) -> VideoEntry:
+    """The one entry of rows that share a video_id."""
     first = rows[0]
-    path = _allowed(str(first["path"]), root, f"{source}, video {video_id!r}")
-    captions = tuple(str(row["caption"]) for row in rows if row.get("caption"))
-    split = first.get("split") or ("test" if captions else "corpus")
+    for name in ("path", "split", "start", "end"):
+        values = dict.fromkeys(getattr(row, name) for row in rows)
+        if len(values) > 1:
+            raise BadInput(
+                f"{where}: its rows differ in {name}",
+                expected="rows that differ in the caption alone",
+                got=", ".join(map(repr, values))[:120],
+                fix="give each clip a video_id of its own",
+            )
+    captions = tuple(caption for row in rows for caption in row.captions)
+    split = first.split or ("test" if captions else "corpus")
     if split not in SPLITS:
-        raise BadInput(f"{source}, video {video_id!r}: unknown split", expected=SPLITS, got=repr(split))
-    start, end = (None if first.get(key) is None else float(first[key]) for key in ("start", "end"))
-    return VideoEntry(video_id, path, str(split), captions, start, end)
+        raise BadInput(f"{where}: unknown split", expected=SPLITS, got=repr(split))
+    return replace(first, split=split, captions=captions)
+
+
+def _seconds(value: Any, where: str) -> float | None:
+    try:
+        seconds = None if value is None else float(value)
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if seconds is not None and not math.isfinite(seconds):
+        fix = "leave it empty where the clip has no such bound"
+        raise BadInput(where, expected="seconds, such as 12.5", got=repr(value)[:80], fix=fix)
+    return seconds
+
+
+def _text(value: Any) -> str:
+    """Half surrogate pairs, which JSON can write and no file can hold, become question marks."""
+    return str(value).encode(errors="replace").decode()
 
 
 def _allowed(path: str, root: str, where: str) -> str:
-    """A URL as it is, a local path relative to the list's folder."""
-    if "://" in path and not path.startswith(("file://", "local://")):
-        return path
-    inside = os.path.normpath(os.path.join(root, path))
-    if "://" in path or ("://" not in root and os.path.relpath(inside, root).split(os.sep)[0] == ".."):
+    """A URL as it is, a path relative to the list's folder. A list may come from anyone: what it names is never a file
+    of this machine outside that folder."""
+    if "::" in path:  # fsspec would chain file systems
+        raise BadInput(f"{where}: path {path!r} holds '::'", fix="name the file itself, or rename it")
+    scheme, separator, rest = path.partition("://")
+    if separator:
+        if scheme.lower() not in _URLS:
+            raise BadInput(f"{where}: path {path!r} leaves the list's folder", expected=f"a URL of {', '.join(_URLS)}")
+        return f"{scheme.lower()}://{rest}"
+    remote = "://" in root
+    inside = os.path.normpath(path if remote else os.path.relpath(os.path.join(root, path), root))
+    if os.path.isabs(inside) or inside.split(os.sep)[0] == "..":
         raise BadInput(f"{where}: path {path!r} leaves the list's folder", fix="use URLs, or paths inside that folder")
-    return path if "://" in root else os.path.relpath(inside, root)
+    return path if remote else inside
 
 
 # -- tars
@@ -165,21 +219,30 @@ def _captions(archive: tarfile.TarFile, info: tarfile.TarInfo, suffix: str) -> t
         return tuple(line.strip() for line in text.splitlines() if line.strip())
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return ()
-    found = value.get("caption", value.get("captions", ())) if isinstance(value, dict) else ()
-    return tuple(_strings([found] if isinstance(found, str) else found))
+    found = (value.get("caption") or value.get("captions")) if isinstance(value, dict) else None
+    texts = found if isinstance(found, list) else [found]
+    return tuple(_text(text.strip()) for text in texts if isinstance(text, str) and text.strip())
 
 
-def _strings(values: Any) -> Iterable[str]:
-    return (value.strip() for value in values if isinstance(value, str) and value.strip())
+def _filesystem(url: str) -> tuple[Any, str]:
+    """What reads the URL, and the URL's path there."""
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        fix = "install that package (s3fs is in the extra s3, gcsfs reads gs://, adlfs az://)"
+        raise BadInput(f"{url} cannot be read ({error})", fix=fix) from None
+    except ValueError as error:
+        raise BadInput(f"{url} cannot be read ({error})", expected="a path, or a URL of a kind fsspec knows") from None
+    return filesystem, path
 
 
 def _listed(pattern: str) -> list[str]:
     """Files that match, sorted, with their protocol."""
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(pattern)
+    filesystem, path = _filesystem(pattern)
     try:
         found = filesystem.glob(path) if "*" in path else [path] if filesystem.exists(path) else []
     except OSError as error:

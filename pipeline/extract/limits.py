@@ -6,6 +6,8 @@ outside (the driver kills the worker process), memory by the kernel (RLIMIT_AS i
 
 from dataclasses import dataclass
 
+from pipeline.errors import BadInput
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -21,8 +23,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value <= 0:
-                raise ValueError(f"limit {name} must be positive, got {value}")
+            if not value > 0:
+                raise BadInput(f"--{name.replace('_', '-')} must be above 0", got=value)
 
 
 class DecodeFailure(Exception):

@@ -61,7 +61,8 @@ class _Worker:
 
 
 class DecodePool:
-    """Iterate for (job, Decoded or DecodeFailure), in the order of `jobs`. Leaving the context ends the processes."""
+    """Iterate for (job, Decoded or DecodeFailure), in the order of `jobs`, whose indices are 0, 1, ... Leaving the
+    context ends the processes."""
 
     def __init__(self, jobs: Sequence[Job], settings: DecodeSettings, workers: int):
         self._jobs, self._settings = jobs, settings
@@ -72,6 +73,7 @@ class DecodePool:
         self._workers: list[_Worker] = []
         self._results: dict[int, Decoded | DecodeFailure] = {}
         self._unconsumed = 0  # clips handed out and not yet taken by the consumer
+        self._handed_out = 0  # clips that were, at least once
         self._changed = threading.Condition()
         self._woken, self._wake = Pipe(duplex=False)
         self._stopping = False
@@ -86,7 +88,7 @@ class DecodePool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stopping = True
-        self._wake.send_bytes(b".")
+        self._wake_collector()
         self._thread.join()
 
     def __iter__(self) -> Iterator[tuple[Job, Decoded | DecodeFailure]]:
@@ -98,8 +100,12 @@ class DecodePool:
                     raise self._error
                 result = self._results.pop(job.index)
                 self._unconsumed -= 1
-            self._wake.send_bytes(b".")
+            self._wake_collector()
             yield job, result
+
+    def _wake_collector(self) -> None:
+        if self._thread.is_alive():  # else nobody reads, and a full pipe would block
+            self._wake.send_bytes(b".")
 
     # -- the collecting thread
 
@@ -125,7 +131,8 @@ class DecodePool:
         return bool(self._waiting) or any(worker.batch for worker in self._workers)
 
     def _hand_out(self) -> None:
-        while self._waiting and self._unconsumed < self._max_clips:
+        # What a killed process gave back comes whatever else waits: the consumer needs it before it takes anything.
+        while self._waiting and (self._unconsumed < self._max_clips or self._waiting[0].index < self._handed_out):
             idle = next((worker for worker in self._workers if not worker.batch), None)
             if idle is None and len(self._workers) < self._count:
                 idle = self._start()
@@ -133,6 +140,7 @@ class DecodePool:
                 return
             size = min(self._batch, len(self._waiting))
             idle.batch.extend(self._waiting.popleft() for _ in range(size))
+            self._handed_out = max(self._handed_out, idle.batch[-1].index + 1)
             idle.deadline = time.monotonic() + self._limit(idle)
             with self._changed:
                 self._unconsumed += size

@@ -1,6 +1,7 @@
 """Stage 1 as a command: bring a data set or a folder into a manifest, extract what is not there yet."""
 
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -25,6 +26,8 @@ from pipeline.flows.choose import encoder_name, remember_store
 from pipeline.stores.atomic import read_json, write_json
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.manifest import Manifest, write_manifest
+
+SAMPLE = 100  # files that tell a copied folder from another one of the same name
 
 
 def dataset_manifest(
@@ -78,14 +81,43 @@ def thumbnail(path: str, width: int = 160) -> bytes | None:
 def extract_manifest(
     workspace: Workspace, manifest: Manifest, settings: ExtractSettings, *, progress: bool = True
 ) -> ExtractReport:
-    """Write the manifest, extract what the store lacks, and remember the store as the last one."""
+    """Extract what the store lacks, write the manifest, and remember the store as the last one. Raises BadInput where
+    the store was made from another folder of the same name."""
     encoder = encoder_name(settings.model, settings.pretrained)
     store = workspace.features_dir(manifest.name, encoder)
-    write_manifest(manifest, workspace.manifest_path(manifest.name))
+    require_same_media(store, manifest)
     report = extract(manifest, store, settings, progress=progress)
+    write_manifest(manifest, workspace.manifest_path(manifest.name))
     remember_encoder(store, settings)
     remember_store(workspace, manifest.name, encoder)
     return report
+
+
+def require_same_media(path: Path, manifest: Manifest) -> None:
+    """Two folders of one name must not share a store: their videos' ids are paths inside the folder. A folder that is
+    no longer where it was has moved, one with the same files is a copy, and its features stay good."""
+    if not (path / "store.json").exists():
+        return
+    store = FeatureStore.open(path)
+    was, now = store.media_root, manifest.root
+    if os.path.realpath(was) == os.path.realpath(now):
+        return
+    names = [entry.path for entry in manifest.entries[:SAMPLE]]
+    if "://" not in was and (not Path(was).exists() or sizes_in(was, names) == sizes_in(now, names)):
+        store.move_media(now)
+        return
+    raise BadInput(
+        f"the features in {path} are of other videos",
+        expected=was,
+        got=now,
+        fix="give --option corpus=NAME, another --workspace, or delete these features",
+    )
+
+
+def sizes_in(root: str, names: Sequence[str]) -> list[int | None]:
+    """Bytes of each of these files of a folder, None for one that is not there."""
+    paths = [Path(root, name) for name in names]
+    return [path.stat().st_size if path.is_file() else None for path in paths]
 
 
 def remember_encoder(store: Path, settings: ExtractSettings) -> None:

@@ -22,7 +22,6 @@ Worked example (two texts, three videos; text 0 belongs to video 0, text 1 to vi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -197,11 +196,6 @@ def tie_line(counts: Counts, name: str) -> str | None:
     """One line that says how many queries tie, or None."""
     ties = int(np.count_nonzero(counts.tied))
     return f"{name}: {ties} of {len(counts)} queries tie with a wrong item" if ties else None
-
-
-def as_row(metrics: Mapping[str, Any]) -> str:
-    """The five figures in a fixed width, for terminal tables."""
-    return "  ".join(f"{metrics[key]:7.2f}" for key in ("R@1", "R@5", "R@10", "MdR", "MnR"))
 
 
 def _joined(parts: list[Counts]) -> Counts:

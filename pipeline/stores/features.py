@@ -159,6 +159,11 @@ class FeatureStore:
 
     # -- writing
 
+    def move_media(self, root: str) -> None:
+        """Note that the videos lie in another folder now."""
+        write_json(self.path / "store.json", {**read_json(self.path / "store.json"), "media_root": root})
+        self.media_root = root
+
     @contextmanager
     def lock(self, timeout: float = 0) -> Iterator[None]:
         """One writer at a time, over processes; StoreBusy after `timeout` seconds. A killed holder's lock is free.
@@ -212,6 +217,27 @@ class FeatureStore:
     def next_shard_index(self, kind: str) -> int:
         return max((int(path.stem.split("-")[1]) for path in self.shard_paths(kind)), default=-1) + 1
 
+    def amend(self, video_splits: Mapping[str, str], caption_splits: Mapping[str, str]) -> None:
+        """Let these videos and their captions be what a manifest says now: of these splits, and without the captions
+        that it does not name. Shards stay as they are; what differs from them stands in amendments.json."""
+        old = self._amendments
+        now: dict[str, Any] = {"video_splits": {}, "caption_splits": {}, "withdrawn": []}
+        for name, split in self._recorded_splits("videos"):
+            wanted = video_splits.get(name, old["video_splits"].get(name, split))
+            if wanted != split:
+                now["video_splits"][name] = wanted
+        before = set(old["withdrawn"])
+        owners = self._strings("texts", "video_id")
+        for (name, split), video_id in zip(self._recorded_splits("texts"), owners, strict=True):
+            wanted = caption_splits.get(name, old["caption_splits"].get(name, split))
+            if wanted != split:
+                now["caption_splits"][name] = wanted
+            if name not in caption_splits if video_id in video_splits else name in before:
+                now["withdrawn"].append(name)
+        if now != old:
+            write_json(self.path / "amendments.json", now)
+            vars(self).pop("_amendments", None)
+
     # -- the account
 
     def shard_paths(self, kind: str) -> list[Path]:
@@ -250,9 +276,6 @@ class FeatureStore:
         with atomic_write(self.path / "failures.parquet") as temporary:
             pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
 
-    def text_string_column(self) -> set[str]:
-        return {name for path in self.shard_paths("texts") for name in _string_column(path, "caption_id")}
-
     def verify(self) -> None:
         """Read everything and compare checksums; CorruptShard names the first that is wrong."""
         for kind in ("videos", "texts"):
@@ -287,10 +310,24 @@ class FeatureStore:
             raise MissingData(f"{self.path} holds no {kind}", fix="run `python cli.py extract`")
         return MappedRows(parts, self._places(kind))
 
+    @cached_property
+    def _amendments(self) -> dict[str, Any]:
+        path = self.path / "amendments.json"
+        return read_json(path) if path.exists() else {"video_splits": {}, "caption_splits": {}, "withdrawn": []}
+
+    def _recorded_splits(self, kind: str) -> Iterator[tuple[str, str]]:
+        """(id, split) of each row, as the shards have it."""
+        return zip(self._rows[kind], self._strings(kind, "split"), strict=True)
+
+    def _splits(self, kind: str) -> list[str]:
+        """The split of each row, as the manifest said it last."""
+        now = self._amendments["video_splits" if kind == "videos" else "caption_splits"]
+        return [now.get(name, split) for name, split in self._recorded_splits(kind)]
+
     def videos(self, split: str | None = None, *, mmap: bool = False) -> VideoFeatures:
         """Every done video, or those of one split. With mmap the embeddings stay on disk (a MappedRows)."""
         columns = {name: self._mapped("videos", name) for name in ("frame_embeds", "frame_mask", "frame_pts")}
-        splits = self._strings("videos", "split")
+        splits = self._splits("videos")
         rows = np.arange(len(splits)) if split is None else _where(splits, split)
         embeds: Any = columns["frame_embeds"].select(rows)
         return VideoFeatures(
@@ -306,18 +343,18 @@ class FeatureStore:
         """Captions of videos that are done, or of one split. A store without captions gives none."""
         if not self.shard_paths("texts"):
             return TextFeatures([], [], [], [], np.zeros((0, self.dim), np.float32))
-        video_ids, splits = self._strings("texts", "video_id"), self._strings("texts", "split")
-        done = self._rows["videos"]
+        caption_ids, video_ids = list(self._rows["texts"]), self._strings("texts", "video_id")
+        splits, done, withdrawn = self._splits("texts"), self._rows["videos"], set(self._amendments["withdrawn"])
         rows = np.array(
             [
                 row
-                for row, (video_id, own) in enumerate(zip(video_ids, splits, strict=True))
-                if video_id in done and split in (None, own)
+                for row, (caption_id, video_id, own) in enumerate(zip(caption_ids, video_ids, splits, strict=True))
+                if video_id in done and caption_id not in withdrawn and split in (None, own)
             ],
             dtype=np.int64,
         )
         return TextFeatures(
-            _take(list(self._rows["texts"]), rows),
+            _take(caption_ids, rows),
             _take(video_ids, rows),
             _take(splits, rows),
             _take(self._strings("texts", "caption"), rows),
@@ -343,7 +380,7 @@ class FeatureStore:
 
     def splits(self) -> list[str]:
         """The splits that have videos, each once."""
-        return list(dict.fromkeys(self._strings("videos", "split")))
+        return list(dict.fromkeys(self._splits("videos")))
 
 
 def _string_column(path: Path, name: str) -> list[str]:
