@@ -484,7 +484,9 @@ def search(
 @app.command()
 def reindex(
     corpus: Annotated[Path | None, typer.Option(help="Folder of videos: what the index lacks of it is added")] = None,
-    delete: Annotated[list[str] | None, typer.Option(help="A video id to delete; repeatable")] = None,
+    delete: Annotated[
+        list[str] | None, typer.Option(help="A video id to delete, from later builds too; repeatable")
+    ] = None,
     rollback: Annotated[bool, typer.Option("--rollback", help="Go back to the generation before")] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the generations")] = False,
     prune: Annotated[int | None, typer.Option(help="Remove all but so many of the newest generations")] = None,

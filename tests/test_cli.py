@@ -175,8 +175,9 @@ def test_heads_and_indexes_of_something_else_are_refused(workspace):
     assert "another width" in refused("evaluate", "--run", "narrow", *here)
     assert "another width" in refused("index", "--run", "narrow", *here)
     run("index", "--run", "zero-shot", *here)
-    rebuilt = run("evaluate", "--run", "other", "--index", *here)
-    assert "made with another head" in rebuilt.stderr
+    evaluated = run("evaluate", "--run", "other", "--index", *here)
+    assert "made with another head" in evaluated.stderr
+    run("index", "--run", "other", *here)
     damaged = workspace / "heads/shapes/other/config.json"
     damaged.write_text("{}")
     assert "config.json" in refused("search", "a red ring", *here)

@@ -1,7 +1,7 @@
 """Which store, head and encoder a command means when the user does not say: the last one, or the choices."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,13 @@ class Chosen:
 
 @dataclass(frozen=True)
 class ChosenHead:
-    """A head ready for inference, the run that it came from, and the record of how it was made."""
+    """A head ready for inference, the run that it came from, and the record of how it was made. `head_dir`: its folder,
+    where the user named one."""
 
     run: str
     head: RetrievalHead
     record: dict[str, Any]
+    head_dir: Path | None = None
 
 
 def encoder_name(model: str, pretrained: str | None) -> str:
@@ -98,7 +100,7 @@ def choose_head(
     FingerprintMismatch for a head of another encoder, BadInput for one of another width.
     """
     if head_dir is not None:
-        return open_head(Path(head_dir), chosen.store)
+        return replace(open_head(Path(head_dir), chosen.store), head_dir=Path(head_dir).resolve())
     runs = workspace.head_dirs(chosen.dataset)
     if run is None:
         runs = [path for path in runs if _taken_unnamed(path, chosen.store)]

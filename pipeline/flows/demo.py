@@ -8,9 +8,10 @@ from pipeline.config import Workspace
 from pipeline.extract.settings import ExtractSettings
 from pipeline.flows.choose import ZERO_SHOT, choose_head, choose_store
 from pipeline.flows.extract import dataset_manifest, extract_manifest
-from pipeline.flows.retrieval import evaluate_chosen, results_table
+from pipeline.flows.retrieval import build_corpus_index, evaluate_chosen, results_table
 from pipeline.flows.train import head_config, recipe, train_head
 from pipeline.retrieve.evaluate import Options, compare
+from pipeline.retrieve.index import IndexSpec
 from pipeline.train.loop import TrainSettings
 
 Say = Callable[[str], None]
@@ -34,6 +35,8 @@ def demo(workspace: Workspace, say: Say, stepwise: Stepwise, **options: Any) -> 
         runs[title] = result["run"]
 
     say("4/4  indexing and evaluating")
+    served = choose_head(workspace, chosen, runs["DITS"])  # `search` goes on with it
+    build_corpus_index(workspace, chosen, served, IndexSpec(), say=say)
     rows, folders = [], {}
     for title, run in runs.items():
         head_ = choose_head(workspace, chosen, run)

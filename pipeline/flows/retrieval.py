@@ -1,8 +1,12 @@
 """Stage 3 as commands: index, evaluate, search, reindex, each on the features and the head that the user means."""
 
-from collections.abc import Callable, Collection
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,7 +17,7 @@ from pipeline.errors import BadInput, MissingData
 from pipeline.extract.driver import extract
 from pipeline.extract.settings import ExtractSettings
 from pipeline.flows.choose import Chosen, ChosenHead, choose_head, choose_store, split_label
-from pipeline.flows.extract import embed_queries, folder_name, thumbnail
+from pipeline.flows.extract import decoding_of, embed_queries, folder_name, thumbnail
 from pipeline.retrieve.choose import Need, choose
 from pipeline.retrieve.evaluate import Evaluation, Options, evaluate
 from pipeline.retrieve.gaps import RelevantPairs
@@ -25,7 +29,7 @@ from pipeline.retrieve.search import Hit, Searcher
 from pipeline.retrieve.twostage import IndexedGallery
 from pipeline.stores.atomic import read_json
 from pipeline.stores.features import FeatureStore, TextFeatures, VideoFeatures
-from pipeline.stores.generations import GenerationStore
+from pipeline.stores.generations import Generation, GenerationStore
 from pipeline.stores.manifest import Manifest, VideoEntry, read_manifest
 from pipeline.train.align import align_texts, pool_videos
 
@@ -38,18 +42,26 @@ FIGURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
 
 def build_corpus_index(
-    workspace: Workspace, chosen: Chosen, head: ChosenHead, spec: IndexSpec, *, gpu: bool = False, say: Say
+    workspace: Workspace,
+    chosen: Chosen,
+    head: ChosenHead,
+    spec: IndexSpec,
+    *,
+    into: GenerationStore | None = None,
+    gpu: bool = False,
+    say: Say,
 ) -> Reindexed:
-    """Index every video of the data set with a head; verified with its own captions where it has some."""
+    """Index every video of the data set with a head, those aside that were deleted from the index; verified with the
+    data set's captions where it has some. `into`: another place than the data set's index."""
     require_indexable(head)
     require_known(spec, chosen.store.dim)
     videos = chosen.store.videos(mmap=True)
     texts = chosen.store.texts()
     sample = np.random.default_rng(0).permutation(len(texts))[:VERIFY_WITH]
     return build_index(
-        generations(workspace, chosen.dataset),
+        into or generations(workspace, chosen.dataset),
         videos.video_ids,
-        locations(chosen.store, videos),
+        locations(chosen.store, videos.paths),
         pool_videos(head.head, videos),
         spec=spec,
         maker=maker(chosen, head),
@@ -77,7 +89,15 @@ def generations(workspace: Workspace, corpus: str) -> GenerationStore:
 
 def maker(chosen: Chosen, head: ChosenHead) -> Maker:
     origin = {"dataset": chosen.dataset, "encoder": chosen.encoder, "run": head.run}
+    if head.head_dir:
+        origin["head_dir"] = str(head.head_dir)
     return Maker(head_fingerprint(head.head), chosen.store.settings, origin)
+
+
+def head_of(workspace: Workspace, chosen: Chosen, origin: Mapping[str, str]) -> ChosenHead:
+    """The head that an index was made with, from the index's `origin`: a run, or a folder that the user named."""
+    folder = origin.get("head_dir")
+    return choose_head(workspace, chosen, origin["run"], Path(folder) if folder else None)
 
 
 def require_indexable(head: ChosenHead) -> None:
@@ -89,12 +109,10 @@ def require_indexable(head: ChosenHead) -> None:
         )
 
 
-def locations(store: FeatureStore, videos: VideoFeatures) -> list[str]:
-    """Where each video lies: absolute paths and URLs as they are, the others under the store's media root."""
+def locations(store: FeatureStore, paths: Sequence[str]) -> list[str]:
+    """Where these files lie: absolute paths and URLs as they are, the others under the store's media root."""
     root = store.media_root
-    return [
-        path if "://" in path or Path(path).is_absolute() else f"{root.rstrip('/')}/{path}" for path in videos.paths
-    ]
+    return [path if "://" in path or Path(path).is_absolute() else f"{root.rstrip('/')}/{path}" for path in paths]
 
 
 # -- evaluate
@@ -121,22 +139,22 @@ def evaluate_chosen(
         raise MissingData(
             f"{chosen.dataset} has no captions to evaluate with", fix="extract it with --captions FILE, or use search"
         )
-    index = indexed_gallery(workspace, chosen, head, videos, say) if through_index else None
-    evaluation = evaluate(
-        head.head,
-        videos,
-        texts,
-        options,
-        index=index,
-        bank=chosen.store.texts("train") if "train" in splits else None,
-        protocol=protocol_card(workspace, chosen, head, split, videos, texts),
-        say=say,
-    )
+    with indexed_gallery(workspace, chosen, head, videos, say) if through_index else nullcontext() as index:
+        evaluation = evaluate(
+            head.head,
+            videos,
+            texts,
+            options,
+            index=index,
+            bank=chosen.store.texts("train") if "train" in splits else None,
+            protocol=protocol_card(workspace, chosen, head, split, videos, texts),
+            say=say,
+        )
     folder = workspace.report_dir(chosen.dataset, head.run)
     evaluation.save(folder)
     if report:
         samples = sample_queries(head.head, evaluation, videos, texts)
-        found = dict(zip(videos.video_ids, locations(chosen.store, videos), strict=True))
+        found = dict(zip(videos.video_ids, locations(chosen.store, videos.paths), strict=True))
         aligns = head.head.indexable and head.head.config.aligns_text
         gaps = RelevantPairs.of(head.head, videos, texts).histograms() if aligns else None
         write_report(
@@ -150,25 +168,37 @@ def evaluate_chosen(
     return evaluation, folder
 
 
+@contextmanager
 def indexed_gallery(
     workspace: Workspace, chosen: Chosen, head: ChosenHead, videos: VideoFeatures, say: Say
-) -> IndexedGallery:
-    """The live index, or a new Flat one where there is none of this head and these features."""
+) -> Iterator[IndexedGallery]:
+    """The live index (a new Flat one where there is none), if it is of this head and these features and holds all the
+    videos; else one of the same type for this evaluation alone: what `search` finds does not change."""
     require_indexable(head)
     store = generations(workspace, chosen.dataset)
-    if store.current() is not None:
-        with store.open() as live:
-            made = (live.info["head"], live.info["encoder"])
-            if made == (head_fingerprint(head.head), chosen.store.settings):
-                return IndexedGallery.of(live, videos, head.head)
-            spec = IndexSpec.from_dict(live.info["spec"])
-        say("the live index was made with another head or other features: building it anew")
-    else:
-        spec = IndexSpec()
+    if store.current() is None:
         say("no index yet: building an exact one (Flat)")
-    build_corpus_index(workspace, chosen, head, spec, say=say)
+        build_corpus_index(workspace, chosen, head, IndexSpec(), say=say)
     with store.open() as live:
-        return IndexedGallery.of(live, videos, head.head)
+        if not (reason := unfit(live, chosen, head, videos)):
+            yield IndexedGallery.of(live, videos, head.head)
+            return
+        spec = IndexSpec.from_dict(live.info["spec"])
+    say(f"the live index {reason}: building another for this evaluation alone")
+    with TemporaryDirectory(prefix=".evaluate-", dir=workspace.root) as folder:
+        temporary = GenerationStore(Path(folder))
+        build_corpus_index(workspace, chosen, head, spec, into=temporary, say=say)
+        with temporary.open() as built:
+            gallery = IndexedGallery.of(built, videos, head.head)
+            yield replace(gallery, about=gallery.about | {"generation": "none: built for this evaluation alone"})
+
+
+def unfit(live: Generation, chosen: Chosen, head: ChosenHead, videos: VideoFeatures) -> str:
+    """Why an index cannot be evaluated with this head on these videos, or nothing."""
+    if (live.info["head"], live.info["encoder"]) != (head_fingerprint(head.head), chosen.store.settings):
+        return "was made with another head or other features"
+    lacking = len(set(videos.video_ids).difference(live.rows().video_ids))
+    return f"lacks {lacking} of the {len(videos)} videos" if lacking else ""
 
 
 def protocol_card(
@@ -233,7 +263,7 @@ def open_searcher(workspace: Workspace, corpus: str | None = None) -> tuple[Sear
     with store.open() as live:
         origin = live.info["origin"]
     chosen = choose_store(workspace, origin["dataset"], origin["encoder"])
-    head = choose_head(workspace, chosen, origin["run"])
+    head = head_of(workspace, chosen, origin)
     return Searcher(store, chosen.store.path, head.head), chosen.store
 
 
@@ -276,17 +306,20 @@ def reindex(
     """Bring an index up to date: extract the clips of a folder or list that it lacks, delete others, switch over.
 
     The index is the one named, else the one indexed last. Another head (`run`) or features with other settings force
-    a rebuild from what is cached; nothing is decoded twice.
+    a rebuild from what is cached; nothing is decoded twice. What is deleted stays out, though its file still lies in
+    a folder that is given again: only a rollback, or a copy in another folder, brings it back.
     """
+    files: Mapping[str, VideoEntry] = {}
     name = name or only_corpus(workspace)
     with generations(workspace, name).open() as live:
         origin = live.info["origin"]
     chosen = choose_store(workspace, origin["dataset"], origin["encoder"])
-    head = choose_head(workspace, chosen, run or origin["run"])
+    head = choose_head(workspace, chosen, run) if run else head_of(workspace, chosen, origin)
     require_indexable(head)
     if corpus is not None:
-        entries = new_entries(corpus, chosen.store)
-        say(f"{len(entries)} new files in {corpus}")
+        files = corpus_files(corpus)
+        entries = new_entries(files, chosen.store, folder_name(corpus))
+        say(f"{len(entries)} of the {len(files)} files in {corpus} are new")
         if entries:
             report = extract(
                 Manifest(name, str(corpus), tuple(entries)),
@@ -297,9 +330,9 @@ def reindex(
             say(f"{report.inputs} inputs = {report.done} done + {report.failed} failed + {report.skipped} skipped")
             chosen = replace(chosen, store=FeatureStore.open(chosen.store.path))
     videos, deleted = chosen.store.videos(mmap=True), set(delete)
-    add = [] if corpus is None else [video_id for video_id in videos.video_ids if video_id not in deleted]
     row = {video_id: index for index, video_id in enumerate(videos.video_ids)}
-    paths = locations(chosen.store, videos)
+    paths = locations(chosen.store, videos.paths)
+    add = [v for v, path in zip(videos.video_ids, paths, strict=True) if path in files and v not in deleted]
 
     def pool(ids: list[str]) -> np.ndarray:
         return pool_videos(head.head, videos.select(np.array([row[video_id] for video_id in ids], dtype=np.int64)))
@@ -316,23 +349,38 @@ def reindex(
     )
 
 
-def new_entries(corpus: Path, store: FeatureStore) -> list[VideoEntry]:
-    """The files of a folder (or list) that the store does not hold yet, under ids that nothing else has.
-
-    A file is known by where it lies; its id is its path inside the folder, preceded by the folder's name where another
-    video has that id already.
-    """
+def corpus_files(corpus: Path) -> dict[str, VideoEntry]:
+    """What a folder holds: the absolute path of each file, links not followed, and its entry."""
     manifest = build_manifest("folder", corpus, None, None, corpus=folder_name(corpus))
-    known = store.videos(mmap=True)
+    return {os.path.abspath(manifest.resolve(entry)): entry for entry in manifest.entries}
+
+
+def new_entries(files: Mapping[str, VideoEntry], store: FeatureStore, folder: str) -> list[VideoEntry]:
+    """The files that the store has neither extracted nor failed to, under ids that nothing else has.
+
+    A file is known by where it lies; its id is its path inside the folder, preceded by the folder's name, and a number,
+    where another video has that id already.
+    """
+    known = [*store.videos(mmap=True).paths, *(failure.path for failure in store.failures())]
     there, taken = set(locations(store, known)), set(store.covered())
     entries = []
-    for entry in manifest.entries:
-        path = str(Path(manifest.resolve(entry)).resolve())
+    for path, entry in files.items():
         if path in there:
             continue
-        video_id = entry.video_id if entry.video_id not in taken else f"{manifest.name}/{entry.video_id}"
-        entries.append(replace(entry, video_id=video_id, path=path, split="corpus"))
+        video_id = free_id(entry.video_id, folder, taken)
+        taken.add(video_id)
+        entries.append(replace(entry, video_id=video_id, path=path))
     return entries
+
+
+def free_id(video_id: str, folder: str, taken: Collection[str]) -> str:
+    """The first of these that is not taken: the id itself, <folder>/<id>, <folder>-2/<id>, <folder>-3/<id>, ...
+
+    >>> free_id("a.mp4", "clips", {"a.mp4", "clips/a.mp4"})
+    'clips-2/a.mp4'
+    """
+    numbered = (f"{folder}-{number}/{video_id}" for number in count(2))
+    return next(name for name in chain((video_id, f"{folder}/{video_id}"), numbered) if name not in taken)
 
 
 def settings_of(store: FeatureStore) -> ExtractSettings:
@@ -350,4 +398,6 @@ def settings_of(store: FeatureStore) -> ExtractSettings:
         allow_mixed_decoders=len(decoders) > 1,
         shard_format=store.shard_format,
         min_coverage=0.0,
+        **store.cache_settings,
+        **decoding_of(store),
     )

@@ -29,7 +29,8 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Maker:
     """What an index was made with; a change of either forces a rebuild. ``head``: `head_fingerprint`; ``encoder``: the
-    feature store's settings. ``origin``: where to find both again (names, for whoever opens the index)."""
+    feature store's settings. ``origin``: where to find both again (names, and the folder of a head that lies
+    elsewhere)."""
 
     head: str
     encoder: Mapping[str, Any]
@@ -79,6 +80,7 @@ class _Job:
     policy: Policy
     queries: NDArray[Any] | None
     gpu: bool
+    deleted: set[str]  # by this call and by all before
     say: Say = field(default=lambda _: None)
 
 
@@ -95,17 +97,20 @@ def build_index(
     gpu: bool = False,
     say: Say = lambda _: None,
 ) -> Reindexed:
-    """A new live generation that holds exactly these videos. Videos that the corpus has held keep their numbers.
+    """A new live generation that holds exactly these videos, those aside that were deleted from the corpus. Videos that
+    the corpus has held keep their numbers.
 
     ``queries`` (Q, D): aligned texts to verify recall with; a sample of the vectors where left out.
     """
-    job = _Job(spec, maker, policy or Policy(), queries, gpu, say)
     with generations.lock():
+        deleted = _deleted(generations)
+        job = _Job(spec, maker, policy or Policy(), queries, gpu, deleted, say)
         before, next_number = _known_numbers(generations)
         rows = _numbered(build_rows(list(video_ids), list(paths), _unit(vectors)), before, next_number)
-        name, verified = _publish(generations, compacted(rows), job, "built")
-    gone = len(before.keys() - set(video_ids))
-    return Reindexed(name, len(set(video_ids) - before.keys()), gone, len(rows), verified, "built")
+        rows = compacted(without(rows, _kept_out(video_ids, deleted, say)))
+        name, verified = _publish(generations, rows, job, "built")
+    held = set(rows.video_ids)
+    return Reindexed(name, len(held - before.keys()), len(before.keys() - held), len(rows), verified, "built")
 
 
 def reindex_vectors(
@@ -125,11 +130,13 @@ def reindex_vectors(
     """Delete videos from the live generation, add others, and switch to the result.
 
     Ids in ``add_ids`` that are there already are left alone, unless they are deleted in the same call (then they are
-    replaced, under a new number). ``spec=None`` keeps the live index's type. With nothing to do, nothing is written.
+    replaced, under a new number); those that an earlier call deleted stay out. ``spec=None`` keeps the live index's
+    type. With nothing to do, nothing is written.
     Raises BadInput for an unknown id in ``delete``, and when even a rebuilt index misses ``policy.min_recall``.
     """
     policy = policy or Policy()
     with generations.lock():
+        deleted = _deleted(generations)
         if generations.current() is None:
             live, rows = None, None
             ids, locations = list(add_ids), list(add_paths)
@@ -138,11 +145,11 @@ def reindex_vectors(
         else:
             live = generations.open()
             rows = without(live.rows(), set(delete))
-            there = set(rows.video_ids)
+            there = set(rows.video_ids) | _kept_out(add_ids, deleted, say)
             new = [(v, p) for v, p in zip(add_ids, add_paths, strict=True) if v not in there]
             ids, locations = [v for v, _ in new], [p for _, p in new]
         try:
-            job = _Job(spec or _spec_of(live), maker, policy, queries, gpu, say)
+            job = _Job(spec or _spec_of(live), maker, policy, queries, gpu, deleted | set(delete), say)
             return _update(generations, live, rows, ids, locations, len(delete), pool, job)
         finally:
             if live is not None:
@@ -197,6 +204,7 @@ def _publish(
         "origin": dict(job.maker.origin),
         "trained_on": trained,
         "next_number": max(next_number, int(rows.numbers.max()) + 1 if len(rows) else 0),
+        "deleted": sorted(job.deleted.difference(rows.video_ids)),
         "how": how,
     }
     job.say(f"{how}: {len(rows)} videos, {len(rows.owners)} vectors, {job.spec.factory}")
@@ -307,6 +315,22 @@ def _known_numbers(generations: GenerationStore) -> tuple[dict[str, int], int]:
         rows = live.rows()
     used = [int(record["next_number"]) for record in generations.records()]
     return dict(zip(rows.video_ids, rows.numbers.tolist(), strict=True)), max(used)
+
+
+def _deleted(generations: GenerationStore) -> set[str]:
+    """Ids that were deleted from the corpus: the live generation's list."""
+    if generations.current() is None:
+        return set()
+    with generations.open() as live:
+        return set(live.info.get("deleted", ()))
+
+
+def _kept_out(video_ids: Sequence[str], deleted: set[str], say: Say) -> set[str]:
+    """Those of the ids that were deleted earlier; says how many they are."""
+    found = deleted.intersection(video_ids)
+    if found:
+        say(f"{len(found)} of the videos stay out: deleted from the index earlier")
+    return found
 
 
 def _numbered(rows: Rows, before: Mapping[str, int], next_number: int) -> Rows:
