@@ -78,7 +78,7 @@ def tar_manifest(pattern: str, name: str) -> Manifest:
             entries.append(VideoEntry(key, path, "test" if captions else "corpus", captions))
     if not entries:
         raise MissingData(f"{pattern} holds no videos", fix="name WebDataset tars, such as 'shards/*.tar'")
-    root = "" if "://" in pattern else os.getcwd()
+    root = posixpath.dirname(pattern) if "://" in pattern else os.path.dirname(os.path.abspath(pattern))
     return Manifest(name, root, tuple(entries), {"dataset": name, SKIPPED: skipped})
 
 

@@ -100,10 +100,10 @@ def require_same_media(path: Path, manifest: Manifest) -> None:
         return
     store = FeatureStore.open(path)
     was, now = store.media_root, manifest.root
-    if os.path.realpath(was) == os.path.realpath(now):
+    if was == now or ("://" not in was + now and os.path.realpath(was) == os.path.realpath(now)):
         return
     names = [entry.path for entry in manifest.entries[:SAMPLE]]
-    if "://" not in was and (not Path(was).exists() or sizes_in(was, names) == sizes_in(now, names)):
+    if "://" not in was and (not Path(was).exists() or sizes_in(was, names) == sizes_in(now, names) != {}):
         store.move_media(now)
         return
     raise BadInput(
@@ -114,10 +114,9 @@ def require_same_media(path: Path, manifest: Manifest) -> None:
     )
 
 
-def sizes_in(root: str, names: Sequence[str]) -> list[int | None]:
-    """Bytes of each of these files of a folder, None for one that is not there."""
-    paths = [Path(root, name) for name in names]
-    return [path.stat().st_size if path.is_file() else None for path in paths]
+def sizes_in(root: str, names: Sequence[str]) -> dict[str, int]:
+    """Bytes of those of these files that a folder holds."""
+    return {name: Path(root, name).stat().st_size for name in names if Path(root, name).is_file()}
 
 
 def remember_encoder(store: Path, settings: ExtractSettings) -> None:
