@@ -314,10 +314,18 @@ def test_what_a_killed_process_gives_back_passes_those_that_wait(corpus, heavy, 
     monkeypatch.setattr(pool, "_BUFFER_BYTES", 0)
     light = [Path(corpus.root) / f"clip{number % 8}.mp4" for number in range(40)]
     found: list = []
-    thread = threading.Thread(
-        target=lambda: found.extend(pool_results([light[0], heavy, *light], Limits(max_seconds=1.5), workers=2)),
-        daemon=True,
-    )
+
+    def hang_at_the_slow_clip(decoding):
+        def at_it():
+            return [worker for worker in decoding._workers if worker.batch and worker.batch[0].index == 1]
+
+        wait_until(at_it)
+        os.kill(at_it()[0].process.pid, signal.SIGSTOP)
+
+    def take():
+        found.extend(pool_results([light[0], heavy, *light], Limits(max_seconds=3), 2, hang_at_the_slow_clip))
+
+    thread = threading.Thread(target=take, daemon=True)
     thread.start()
     thread.join(timeout=60)
     assert not thread.is_alive(), "nobody hands out what the consumer waits for"
