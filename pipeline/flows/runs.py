@@ -94,17 +94,17 @@ def _in_processes(jobs: int, task: Callable[..., None], calls: Collection[tuple[
 
 
 def features_id(chosen: Any) -> str:
-    """Which features a run is made from, and the preset that they bring: other videos, another encoder or another
-    recipe of the head must not be taken for what an earlier run was made of."""
+    """Which features a run is made from, and the preset that they bring: other videos, splits or captions, another
+    encoder or another recipe of the head must not be taken for what an earlier run was made of."""
     from pipeline.config import fingerprint
     from pipeline.flows.train import preset_of
 
-    store = chosen.store
+    videos, texts = chosen.store.videos(mmap=True), chosen.store.texts()
     about = {
         "encoder": chosen.encoder,
-        "settings": store.settings,
-        "videos": store.videos(mmap=True).video_ids,
-        "captions": len(store.texts()),
+        "settings": chosen.store.settings,
+        "videos": [videos.video_ids, videos.splits],
+        "captions": [texts.caption_ids, texts.splits, texts.captions],
         "preset": preset_of(chosen).get("head", {}),
     }
     return fingerprint(about)
