@@ -125,7 +125,7 @@ def pairs(options: list[str] | None, flag: str) -> dict[str, str]:
 
 def exclusive(options: dict[str, Any]) -> None:
     """Options, or groups of them, of which at most one may be given. Raises BadInput."""
-    given = [name for name, value in options.items() if value not in (None, False, [])]
+    given = [name for name, value in options.items() if value not in (None, []) and value is not False]
     if len(given) > 1:
         raise BadInput(f"options exclude each other: {'; '.join(given)}", fix="give those of one of them")
 
@@ -210,16 +210,8 @@ def extract(
 
     place = Workspace.locate(workspace)
     options: dict[str, Any] = dict(pairs(option, "--option"))
-    exclusive(
-        {
-            "--source": source,
-            "--videos, --dataset, --annotations, --captions, --option": videos
-            or dataset
-            or annotations
-            or captions
-            or option,
-        }
-    )
+    of_data_set = videos or dataset or annotations or captions or option
+    exclusive({"--source": source, "--videos, --dataset, --annotations, --captions, --option": of_data_set})
     if preset:
         from pipeline.presets import get_preset
 
@@ -231,13 +223,13 @@ def extract(
         dataset, model = recipe.dataset, model or recipe.model
         num_frames = recipe.num_frames if num_frames is None else num_frames
         options = {**recipe.dataset_options, **options}
+    given: dict[str, Any] = {"model": model, "num_frames": num_frames}
     settings = ExtractSettings(
-        model=model or "shapes-clip",
+        **{name: value for name, value in given.items() if value is not None},
         pretrained=pretrained,
         quick_gelu=quick_gelu,
         device=device,
         precision=precision,
-        num_frames=12 if num_frames is None else num_frames,
         decoder=decoder,
         allow_mixed_decoders=allow_mixed_decoders,
         hwaccel=hwaccel,
