@@ -12,8 +12,7 @@ from pipeline.extract.encoder import load_encoder
 from pipeline.extract.long_captions import average_windows, clip_tokenizer, token_count, token_windows, windows_of
 from pipeline.extract.settings import ExtractSettings
 from pipeline.flows.choose import choose_store
-from pipeline.flows.extract import embed_queries, extract_manifest
-from pipeline.flows.retrieval import settings_of
+from pipeline.flows.extract import embed_queries, extract_manifest, settings_of
 from pipeline.stores.manifest import Manifest, VideoEntry
 
 

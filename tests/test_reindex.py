@@ -13,8 +13,8 @@ from pipeline.extract.driver import extract
 from pipeline.extract.limits import Limits
 from pipeline.extract.settings import ExtractSettings
 from pipeline.flows.choose import choose_head, choose_store
-from pipeline.flows.extract import dataset_manifest, extract_manifest
-from pipeline.flows.retrieval import build_corpus_index, evaluate_chosen, generations, reindex, search, settings_of
+from pipeline.flows.extract import dataset_manifest, extract_manifest, settings_of
+from pipeline.flows.retrieval import build_corpus_index, evaluate_chosen, generations, reindex, search
 from pipeline.retrieve.evaluate import Options
 from pipeline.retrieve.index import IndexSpec
 from pipeline.stores import checkpoints

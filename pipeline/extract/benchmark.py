@@ -19,7 +19,7 @@ from pipeline.extract.driver import extract
 from pipeline.extract.encoder import Encoder, encoder_for
 from pipeline.extract.pool import Decoded, DecodePool
 from pipeline.extract.settings import ExtractSettings
-from pipeline.extract.worker import DecodeSettings, Job
+from pipeline.extract.worker import Job
 from pipeline.stores.manifest import Manifest
 
 
@@ -88,8 +88,5 @@ def benchmark(
 
 def _decode(manifest: Manifest, settings: ExtractSettings, encoder: Encoder) -> list[Decoded]:
     jobs = [Job(index, manifest.resolve(entry), entry.start, entry.end) for index, entry in enumerate(manifest.entries)]
-    decoding = DecodeSettings(
-        settings.num_frames, encoder.frame_size, settings.decode_chain, settings.hwaccel, settings.limits
-    )
-    with DecodePool(jobs, decoding, settings.worker_count) as pool:
+    with DecodePool(jobs, settings.decoding(encoder.frame_size), settings.worker_count) as pool:
         return [result for _, result in pool if isinstance(result, Decoded)]

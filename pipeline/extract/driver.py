@@ -29,7 +29,7 @@ from pipeline.extract.limits import DecodeFailure
 from pipeline.extract.pool import Decoded, DecodePool
 from pipeline.extract.settings import ExtractSettings
 from pipeline.extract.text import encode_sentences, require_windows
-from pipeline.extract.worker import DecodeSettings, Job
+from pipeline.extract.worker import Job
 from pipeline.stores.features import Failure, FeatureStore
 from pipeline.stores.manifest import Manifest, VideoEntry
 from pipeline.stores.shards import Ragged, read_shard
@@ -136,13 +136,10 @@ def _extract_videos(
     status = store.covered()
     skipped = [row for row in _skipped(manifest) if row["path"] not in status]
     jobs = [Job(index, manifest.resolve(entry), entry.start, entry.end) for index, entry in enumerate(entries)]
-    decoding = DecodeSettings(
-        settings.num_frames, encoder.frame_size, settings.decode_chain, settings.hwaccel, settings.limits
-    )
     if not entries and skipped:
         _VideoShard([], settings, encoder).write(store, skipped)
     with (
-        DecodePool(jobs, decoding, settings.worker_count) as pool,
+        DecodePool(jobs, settings.decoding(encoder.frame_size), settings.worker_count) as pool,
         tqdm(total=len(jobs), desc="videos", unit="clip", disable=not progress, file=sys.stderr) as bar,
     ):
         results = iter(pool)

@@ -7,8 +7,10 @@ from typing import Any
 
 from pipeline.errors import BadInput
 from pipeline.extract.activations import TOKEN_DTYPES
+from pipeline.extract.frames import FrameSize
 from pipeline.extract.limits import Limits
 from pipeline.extract.sampling import RULE
+from pipeline.extract.worker import DecodeSettings
 from pipeline.stores.shards import SUFFIXES
 
 DECODERS = ("pyav", "ffmpeg")
@@ -81,6 +83,10 @@ class ExtractSettings:
     @property
     def decode_chain(self) -> str:
         return "pyav+ffmpeg" if self.allow_mixed_decoders else self.decoder
+
+    def decoding(self, size: FrameSize) -> DecodeSettings:
+        """What a decoding process is told, for frames of the encoder's size."""
+        return DecodeSettings(self.num_frames, size, self.decode_chain, self.hwaccel, self.limits)
 
     @property
     def worker_count(self) -> int:

@@ -135,10 +135,25 @@ def remember_tuned_encoder(store: Path, base: FeatureStore, clip: Path) -> None:
     write_json(store / "encoder.json", {**about, "pretrained": str(clip.resolve()), "precision": "float32"})
 
 
-def decoding_of(store: FeatureStore) -> dict[str, Any]:
-    """`hwaccel` and `limits` of the extraction that made a store."""
+def settings_of(store: FeatureStore) -> ExtractSettings:
+    """The settings that extract more of the same into a store."""
     about = read_json(store.path / "encoder.json")
-    return {"hwaccel": about.get("hwaccel"), "limits": Limits(**about.get("limits", {}))}
+    decoders = str(store.settings["decoder"]).split("+")
+    return ExtractSettings(
+        model=about["model"],
+        pretrained=about["pretrained"],
+        quick_gelu=store.settings["activation"] == "quickgelu",
+        long_captions=store.settings.get("long_captions", "cut"),
+        precision=store.settings["dtype"],
+        num_frames=store.num_frames,
+        decoder=decoders[0],
+        allow_mixed_decoders=len(decoders) > 1,
+        hwaccel=about.get("hwaccel"),
+        limits=Limits(**about.get("limits", {})),
+        shard_format=store.shard_format,
+        min_coverage=0.0,
+        **store.cache_settings,
+    )
 
 
 def embed_queries(store: FeatureStore, sentences: Sequence[str]) -> np.ndarray:

@@ -15,9 +15,8 @@ from pipeline.config import Workspace
 from pipeline.datasets import build_manifest
 from pipeline.errors import BadInput, MissingData
 from pipeline.extract.driver import extract
-from pipeline.extract.settings import ExtractSettings
 from pipeline.flows.choose import Chosen, ChosenHead, choose_head, choose_store, split_label
-from pipeline.flows.extract import decoding_of, embed_queries, folder_name, thumbnail
+from pipeline.flows.extract import embed_queries, folder_name, settings_of, thumbnail
 from pipeline.retrieve.choose import Need, choose
 from pipeline.retrieve.evaluate import Evaluation, Options, evaluate
 from pipeline.retrieve.gaps import RelevantPairs
@@ -27,7 +26,6 @@ from pipeline.retrieve.report import sample_queries, write_report
 from pipeline.retrieve.scoring import head_fingerprint
 from pipeline.retrieve.search import Hit, Searcher
 from pipeline.retrieve.twostage import IndexedGallery
-from pipeline.stores.atomic import read_json
 from pipeline.stores.features import FeatureStore, TextFeatures, VideoFeatures
 from pipeline.stores.generations import Generation, GenerationStore
 from pipeline.stores.manifest import Manifest, VideoEntry, read_manifest
@@ -381,23 +379,3 @@ def free_id(video_id: str, folder: str, taken: Collection[str]) -> str:
     """
     numbered = (f"{folder}-{number}/{video_id}" for number in count(2))
     return next(name for name in chain((video_id, f"{folder}/{video_id}"), numbered) if name not in taken)
-
-
-def settings_of(store: FeatureStore) -> ExtractSettings:
-    """The settings that extract more of the same into a store."""
-    about = read_json(store.path / "encoder.json")
-    decoders = str(store.settings["decoder"]).split("+")
-    return ExtractSettings(
-        model=about["model"],
-        pretrained=about["pretrained"],
-        quick_gelu=store.settings["activation"] == "quickgelu",
-        long_captions=store.settings.get("long_captions", "cut"),
-        precision=store.settings["dtype"],
-        num_frames=store.num_frames,
-        decoder=decoders[0],
-        allow_mixed_decoders=len(decoders) > 1,
-        shard_format=store.shard_format,
-        min_coverage=0.0,
-        **store.cache_settings,
-        **decoding_of(store),
-    )

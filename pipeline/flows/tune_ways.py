@@ -4,6 +4,7 @@ A way says what the towers are, what enters them, and, once they are trained, ma
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,10 +23,10 @@ from pipeline.extract.replay import DecodedInputs, require_files
 from pipeline.extract.settings import ExtractSettings
 from pipeline.extract.weights_loading import ACTIVATION, weights_digest
 from pipeline.extract.whole_clip import WholeClip
-from pipeline.extract.worker import DecodeSettings, Job
+from pipeline.extract.worker import Job
 from pipeline.flows.choose import Chosen
-from pipeline.flows.extract import decoding_of, encoder_of, remember_tuned_encoder
-from pipeline.stores.atomic import atomic_write, read_json
+from pipeline.flows.extract import encoder_of, remember_tuned_encoder, settings_of
+from pipeline.stores.atomic import atomic_write
 from pipeline.stores.features import FeatureStore, TextFeatures, VideoFeatures
 from pipeline.stores.manifest import Manifest, VideoEntry, read_manifest
 from pipeline.train.joint import Inputs, embed_texts, embed_videos
@@ -112,24 +113,14 @@ class FromVideos:
         self._workers = max(1, self._workers // devices)
 
     def inputs(self, videos: VideoFeatures, texts: TextFeatures, *, keep: bool = False) -> DecodedInputs:
-        decoder, how = self._store.settings["decoder"], decoding_of(self._store)
-        decoding = DecodeSettings(self._store.num_frames, self._encoder.frame_size, decoder, **how)
+        decoding = settings_of(self._store).decoding(self._encoder.frame_size)
         jobs = [self._jobs[video_id] for video_id in videos.video_ids]
         return DecodedInputs(jobs, videos.frame_mask, texts.captions, self._encoder, decoding, self._workers)
 
     def publish(self, path: Path, clip: Path) -> None:
         write_clip(self._encoder.model, clip, self._store.settings["activation"])
-        mixed = self._store.settings["decoder"] == "pyav+ffmpeg"
-        settings = ExtractSettings(
-            model=read_json(self._store.path / "encoder.json")["model"],
-            pretrained=str(clip),
-            precision="float32",
-            num_frames=self._store.num_frames,
-            decoder="pyav" if mixed else self._store.settings["decoder"],
-            allow_mixed_decoders=mixed,
-            shard_format=self._store.shard_format,
-            retry_failed="all",
-            **decoding_of(self._store),
+        settings = replace(
+            settings_of(self._store), pretrained=str(clip), precision="float32", cache_blocks=0, retry_failed="all"
         )
         report = extract(self._manifest, path, settings, encoder=encoder_for(settings), progress=False)
         if report.failed:
