@@ -22,8 +22,8 @@ import typer
 import typer.core
 import typer.exceptions
 
-from pipeline.config import Workspace
 from pipeline.errors import BadInput, MissingData, UserError
+from pipeline.workspace import Workspace
 
 # Threads of OpenMP that wait must not spin: stage 1 shares the cores with decoding processes. Read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -204,9 +204,9 @@ def extract(
         python cli.py extract --preset msrvtt-b32 --videos /data/msrvtt --annotations /data/msrvtt_csv
         python cli.py extract --dataset vatex --retry-failed all
     """
-    from pipeline.extract.limits import Limits
+    from pipeline.commands.extract import dataset_manifest, extract_manifest, measure_rates, source_manifest
     from pipeline.extract.settings import ExtractSettings
-    from pipeline.flows.extract import dataset_manifest, extract_manifest, measure_rates, source_manifest
+    from pipeline.video.limits import Limits
 
     place = Workspace.locate(workspace)
     options: dict[str, Any] = dict(pairs(option, "--option"))
@@ -317,10 +317,10 @@ def train_head(
     python cli.py train-head --head dits --end-to-end
     python cli.py train-head --head dits --set T_prime=1 --distill dits-1a2b3c4d
     """
-    from pipeline.flows.choose import choose_store
-    from pipeline.flows.train import Distillation, head_config, recipe, train_head
-    from pipeline.flows.tune import remember_tuned, train_with_clip, tune_settings
+    from pipeline.resolve import choose_store
+    from pipeline.train.finetune import remember_tuned, train_with_clip, tune_settings
     from pipeline.train.loop import TrainSettings
+    from pipeline.train.run import Distillation, head_config, recipe, train_head
 
     if end_to_end and train_blocks:
         raise BadInput(
@@ -382,9 +382,9 @@ def index(
         python cli.py index --factory HNSW32 --search efSearch=128
         python cli.py index --run zero-shot
     """
-    from pipeline.flows.choose import choose_head, choose_store
-    from pipeline.flows.retrieval import build_corpus_index, choose_spec
-    from pipeline.retrieve.choose import Need
+    from pipeline.commands.retrieval import build_corpus_index, choose_spec
+    from pipeline.resolve import choose_head, choose_store
+    from pipeline.retrieve.autotune import Need
     from pipeline.retrieve.index import IndexSpec
 
     place = Workspace.locate(workspace)
@@ -429,9 +429,9 @@ def evaluate(
         python cli.py evaluate --index --report
         python cli.py evaluate --run zero-shot --memory-limit 500MB
     """
-    from pipeline.flows.choose import choose_head, choose_store
-    from pipeline.flows.retrieval import evaluate_chosen, results_table
-    from pipeline.retrieve.evaluate import Options
+    from pipeline.commands.retrieval import evaluate_chosen, results_table
+    from pipeline.evaluate.evaluation import Options
+    from pipeline.resolve import choose_head, choose_store
 
     place = Workspace.locate(workspace)
     chosen = choose_store(place, dataset, encoder)
@@ -462,7 +462,7 @@ def search(
         python cli.py search "a red ring moves left, then a blue star grows"
         python cli.py search "a dog barks" --top 3 --json
     """
-    from pipeline.flows.retrieval import search
+    from pipeline.commands.retrieval import search
 
     found = search(Workspace.locate(workspace), queries, corpus=corpus, top=top, shortlist=shortlist)
     hits = [[{"video_id": hit.video_id, "path": hit.path, "score": hit.score} for hit in hits] for hits in found]
@@ -495,7 +495,7 @@ def reindex(
         python cli.py reindex --list
         python cli.py reindex --rollback
     """
-    from pipeline.flows import retrieval
+    from pipeline.commands import retrieval
 
     more = "--corpus, --delete, --run"
     exclusive({"--list": list_, "--rollback": rollback, "--prune": prune, more: corpus or delete or run})
@@ -538,7 +538,7 @@ def compare(
     \b
         python cli.py compare workspace/reports/shapes/zero-shot workspace/reports/shapes/dits-1a2b3c4d
     """
-    from pipeline.retrieve.evaluate import compare
+    from pipeline.evaluate.evaluation import compare
 
     result = compare(a, b)
     lines = [
@@ -580,9 +580,9 @@ def reproduce(
         python cli.py reproduce --table all --quick
         python cli.py reproduce --table 6a,6b --set blocks=1 --set T_prime=3 --batch-size 32
     """
-    from pipeline.flows.choose import choose_store
-    from pipeline.flows.reproduce import possible_tables, reproduce
-    from pipeline.flows.train import head_settings, recipe
+    from pipeline.experiments.reproduce import possible_tables, reproduce
+    from pipeline.resolve import choose_store
+    from pipeline.train.run import head_settings, recipe
 
     place = Workspace.locate(workspace)
     chosen = choose_store(place, dataset, encoder)
@@ -616,8 +616,8 @@ def figures(
         python cli.py figures
         python cli.py figures --run dits-1a2b3c4d --against xpool-1a2b3c4d
     """
-    from pipeline.flows.choose import choose_head, choose_store
-    from pipeline.flows.figures import draw_figures
+    from pipeline.experiments.figures import draw_figures
+    from pipeline.resolve import choose_head, choose_store
 
     place = Workspace.locate(workspace)
     chosen = choose_store(place, dataset, encoder)
@@ -642,8 +642,8 @@ def export_clip(
     \b
         python cli.py export-clip dits-top2-1a2b3c4d tuned.safetensors
     """
-    from pipeline.flows.choose import choose_store
-    from pipeline.flows.tune import export_clip
+    from pipeline.resolve import choose_store
+    from pipeline.train.finetune import export_clip
 
     place = Workspace.locate(workspace)
     export_clip(place, choose_store(place, dataset, encoder), run, out)
@@ -668,7 +668,7 @@ def doctor(
     """
     from dataclasses import asdict
 
-    from pipeline.flows.doctor import dataset_report, environment_report, worst
+    from pipeline.commands.doctor import dataset_report, environment_report, worst
 
     place = Workspace.locate(workspace)
     if dataset is None:
@@ -707,7 +707,7 @@ def demo(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> None
     \b
         python cli.py demo
     """
-    from pipeline.flows.demo import demo
+    from pipeline.commands.demo import demo
 
     rows, table = demo(Workspace.locate(workspace), say, stepwise)
     show(rows, as_json, table)

@@ -20,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.extract.encoder import load_encoder
+from pipeline.clip.encoder import load_encoder
 
 Way = Callable[[], np.ndarray]  # embeddings (2 * batch, D) of two batches
 

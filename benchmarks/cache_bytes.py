@@ -17,16 +17,16 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.config import Workspace
-from pipeline.extract.activations import TOKEN_DTYPES, cache_bytes, token_bytes
+from pipeline.clip.activations import TOKEN_DTYPES, cache_bytes, token_bytes
+from pipeline.clip.encoder import Encoder, load_encoder
+from pipeline.commands.extract import dataset_manifest
 from pipeline.extract.driver import extract
-from pipeline.extract.encoder import Encoder, load_encoder
 from pipeline.extract.settings import ExtractSettings
-from pipeline.flows.extract import dataset_manifest
 from pipeline.presets import get_preset
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.manifest import Manifest
-from pipeline.train.tokens import TokenCache
+from pipeline.train.cached_inputs import TokenCache
+from pipeline.workspace import Workspace
 
 FRAMES = 12
 

@@ -24,10 +24,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.extract.decode_ffmpeg import executable
-from pipeline.extract.decode_pyav import Wish, decode_clip
-from pipeline.extract.frames import FrameSize, fit
-from pipeline.extract.sampling import middle_indices
+from pipeline.video.decode_ffmpeg import executable
+from pipeline.video.decode_pyav import Wish, decode_clip
+from pipeline.video.frames import FrameSize, fit
+from pipeline.video.sampling import middle_indices
 
 SIZE, FRAMES, RATE = FrameSize(224, 224), 12, 30
 WIDTH, HEIGHT = 640, 360

@@ -14,10 +14,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.extract import decode_ffmpeg, decode_pyav
-from pipeline.extract.encoder import Encoder, load_encoder
-from pipeline.extract.frames import FrameSize
-from pipeline.extract.limits import DecodeFailure
+from pipeline.clip.encoder import Encoder, load_encoder
+from pipeline.video import decode_ffmpeg, decode_pyav
+from pipeline.video.frames import FrameSize
+from pipeline.video.limits import DecodeFailure
 
 
 def compared(path: Path, encoder: Encoder, wish: decode_pyav.Wish) -> tuple[np.ndarray, int] | str:

@@ -31,11 +31,11 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.decode import CODECS, RATE, make
+from pipeline.clip.encoder import Encoder, load_encoder
 from pipeline.extract.benchmark import benchmark
-from pipeline.extract.encoder import Encoder, load_encoder
-from pipeline.extract.sampling import middle_indices
 from pipeline.extract.settings import ExtractSettings
 from pipeline.stores.manifest import Manifest, VideoEntry
+from pipeline.video.sampling import middle_indices
 
 FRAMES = 12
 
@@ -43,7 +43,7 @@ _MEMORY_RUN = """
 import resource, sys
 from pathlib import Path
 from pipeline.extract.driver import extract
-from pipeline.extract.encoder import load_encoder
+from pipeline.clip.encoder import load_encoder
 from pipeline.extract.settings import ExtractSettings
 from pipeline.stores.manifest import Manifest, VideoEntry
 clip, store, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
@@ -55,7 +55,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 _CLIP_VIDEO_ENCODE = """
 import sys, time
-from pipeline import torchvision_guard
+from pipeline.clip import torchvision_guard
 torchvision_guard.ensure()
 import open_clip
 model, weights, every, out, *clips = sys.argv[1:]

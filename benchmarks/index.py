@@ -25,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dits_head.config import HeadConfig
 from dits_head.head import build_head
-from pipeline.retrieve.exact import normalised
+from pipeline.evaluate.index_loss import IndexedGallery, evaluate_index
+from pipeline.evaluate.rank_counts import best_videos
+from pipeline.retrieve.exact_search import normalised
 from pipeline.retrieve.index import IndexSpec, build, training_rows
-from pipeline.retrieve.scoring import Scorer
-from pipeline.retrieve.streaming import best_videos
-from pipeline.retrieve.twostage import IndexedGallery, evaluate_index
+from pipeline.retrieve.scorer import Scorer
+from pipeline.retrieve.vectors import pool_videos
 from pipeline.stores.features import VideoFeatures
-from pipeline.train.align import pool_videos
 
 FRAMES, DIM, CLUSTERS = 12, 512, 2000
 

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.config import Workspace
-from pipeline.flows.choose import choose_head, choose_store
+from pipeline.resolve import choose_head, choose_store
 from pipeline.stores.features import text_to_video
+from pipeline.workspace import Workspace
 
 SHORTLISTS = (10, 50, 100)
 

@@ -48,7 +48,7 @@ def case(texts: int, videos: int, seed: int = 0):
 
 def ours(texts: int, videos: int):
     """Through the scorer that `evaluate` uses."""
-    from pipeline.retrieve.scoring import Scorer
+    from pipeline.retrieve.scorer import Scorer
 
     head, text, frames = case(texts, videos)
     features = video_features(frames.numpy())
@@ -91,7 +91,7 @@ def video_features(frames: np.ndarray):
 
 def large(count: int):
     """The whole evaluation of ``count`` x ``count``, with its stated memory and its peak."""
-    from pipeline.retrieve.evaluate import Options, evaluate
+    from pipeline.evaluate.evaluation import Options, evaluate
     from pipeline.stores.features import TextFeatures
 
     head, text, frames = case(count, count)

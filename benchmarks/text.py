@@ -18,8 +18,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.extract.encoder import Encoder, load_encoder
-from pipeline.extract.text import embed_sentences, tokenise
+from pipeline.clip.encoder import Encoder, load_encoder
+from pipeline.clip.text import embed_sentences, tokenise
 
 BATCH = 64
 WORDS = [

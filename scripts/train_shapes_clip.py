@@ -1,9 +1,9 @@
-"""Makes pipeline/extract/weights/shapes-clip.safetensors, the backbone of the built-in data set `shapes`.
+"""Makes pipeline/clip/weights/shapes-clip.safetensors, the backbone of the built-in data set `shapes`.
 
     python scripts/train_shapes_clip.py               # about 10 minutes on two cores, 3.5 MB out
     python scripts/train_shapes_clip.py --rows-only   # seconds: only the rows of words that training did not show
 
-A standard open_clip model (pipeline/extract/weights/shapes-clip.json) learns from endless single frames of the `shapes`
+A standard open_clip model (pipeline/clip/weights/shapes-clip.json) learns from endless single frames of the `shapes`
 world and canonical captions of them: one word an attribute, no synonym, no motion, and scenes that are not the data
 set's. First the image tower alone learns to name what it sees (which words belong to each patch, which colour goes with
 which shape in the frame): so small a transformer learns that from labels in a tenth of the steps that captions would
@@ -31,10 +31,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from pipeline import torchvision_guard
+from pipeline.clip import shapes_clip, torchvision_guard
 from pipeline.datasets import shapes_world as world
 from pipeline.datasets.shapes_drawing import render
-from pipeline.extract import shapes_clip
 from pipeline.stores.atomic import atomic_write
 
 torchvision_guard.ensure()

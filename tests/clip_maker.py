@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.extract.frames import FrameSize
+from pipeline.video.frames import FrameSize
 
 SHARED_VIDEOS = Path(__file__).resolve().parents[2] / "shared" / "videos"
 BITS = 10  # two rows of five blocks
@@ -80,7 +80,7 @@ def make_clip(
 
 def ffmpeg_run(*arguments: str | os.PathLike[str]) -> None:
     """Run the ffmpeg program for what PyAV's muxers cannot make."""
-    from pipeline.extract.decode_ffmpeg import executable
+    from pipeline.video.decode_ffmpeg import executable
 
     command = [executable(), "-nostdin", "-loglevel", "error", "-y", *(os.fspath(argument) for argument in arguments)]
     subprocess.run(command, check=True, timeout=60)

@@ -15,16 +15,16 @@ import torch
 from safetensors.torch import save_file
 from standins import caption, write_video
 
-from pipeline import torchvision_guard
-from pipeline.config import Workspace
+from pipeline.clip import torchvision_guard
+from pipeline.clip.encoder import load_encoder
+from pipeline.commands.extract import embed_queries, extract_manifest
+from pipeline.commands.retrieval import evaluate_chosen
 from pipeline.errors import BadInput
-from pipeline.extract.encoder import load_encoder
+from pipeline.evaluate.evaluation import Options
 from pipeline.extract.settings import ExtractSettings
-from pipeline.flows.choose import choose_head, choose_store
-from pipeline.flows.extract import embed_queries, extract_manifest
-from pipeline.flows.retrieval import evaluate_chosen
-from pipeline.retrieve.evaluate import Options
+from pipeline.resolve import choose_head, choose_store
 from pipeline.stores.manifest import Manifest, VideoEntry
+from pipeline.workspace import Workspace
 
 torchvision_guard.ensure()
 import open_clip  # noqa: E402

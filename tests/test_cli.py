@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 import cli
 from dits_head.config import HeadConfig
 from dits_head.head import build_head
-from pipeline.config import Workspace
+from pipeline.commands.extract import dataset_manifest, extract_manifest
 from pipeline.extract.settings import ExtractSettings
-from pipeline.flows.extract import dataset_manifest, extract_manifest
 from pipeline.stores import checkpoints
 from pipeline.stores.features import FeatureStore
+from pipeline.workspace import Workspace
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dits_head.clip_top import ClipTop, LowerBlocks, pad_rows, refusal
-from pipeline import torchvision_guard
+from pipeline.clip import torchvision_guard
 
 torchvision_guard.ensure()
 import open_clip  # noqa: E402

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.retrieve.corrupt import DAMAGE, damage_captions, drop_words, keep_frames, swap_words
+from pipeline.evaluate.corruption import DAMAGE, damage_captions, drop_words, keep_frames, swap_words
 
 words = st.lists(st.text("abcé'-", min_size=1, max_size=6), max_size=12)
 shares = st.floats(0, 1)

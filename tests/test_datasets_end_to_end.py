@@ -9,10 +9,10 @@ from standins import caption, make_standin, standin_ids, write_table, write_vide
 from typer.testing import CliRunner
 
 from cli import app
-from pipeline.config import Workspace
 from pipeline.datasets.assemble import ids_digest
-from pipeline.flows.choose import choose_store
+from pipeline.resolve import choose_store
 from pipeline.stores.manifest import read_manifest, write_manifest
+from pipeline.workspace import Workspace
 
 PUBLISHED_TEST = {
     "msrvtt": 1000, "msvd": 670, "lsmdc": 1000, "didemo": 1004, "vatex": 1500, "charades": 1863, "activitynet": 4917,

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.extract import decode_pyav
-from pipeline.extract.bitstream import PictureInfo
-from pipeline.extract.decode_pyav import Wish, decode_clip
-from pipeline.extract.frames import FrameSize, fit
-from pipeline.extract.limits import DecodeFailure, Limits
-from pipeline.extract.selection import PacketRow, plan_runs, shown_order
+from pipeline.video import decode_pyav
+from pipeline.video.bitstream import PictureInfo
+from pipeline.video.decode_pyav import Wish, decode_clip
+from pipeline.video.frames import FrameSize, fit
+from pipeline.video.limits import DecodeFailure, Limits
+from pipeline.video.packet_selection import PacketRow, plan_runs, shown_order
 
 NATIVE = FrameSize(64, 80)  # the size of the clips themselves: nothing is resized
 WISH = Wish(12, NATIVE)
@@ -144,7 +144,7 @@ def test_windows_look_at_part_of_the_clip_only(tmp_path, codec):
 @pytest.mark.parametrize("shape", [(64, 80), (81, 133), (360, 640), (640, 360), (224, 224), (30, 500)])
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
 def test_fit_equals_open_clips_preprocessing(shape, mode):
-    from pipeline import torchvision_guard
+    from pipeline.clip import torchvision_guard
 
     torchvision_guard.ensure()
     from open_clip.transform import image_transform

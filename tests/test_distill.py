@@ -12,13 +12,13 @@ from test_cli import refused, run
 from dits_head.config import HeadConfig
 from dits_head.distill import Student
 from dits_head.head import HeadNeedsVideo, build_head
-from pipeline.config import Workspace
 from pipeline.errors import FingerprintMismatch
-from pipeline.flows.choose import choose_head, choose_store
-from pipeline.flows.train import Distillation, train_head
+from pipeline.resolve import choose_head, choose_store
 from pipeline.stores import checkpoints
 from pipeline.stores.atomic import read_json
 from pipeline.train.loop import TrainSettings
+from pipeline.train.run import Distillation, train_head
+from pipeline.workspace import Workspace
 
 SETTINGS = TrainSettings(lr=3e-3, epochs=2, batch_size=40)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from standins import make_standin, standin_ids, write_table
 
+from pipeline.commands import environment
+from pipeline.commands.doctor import DatasetReport, dataset_report, environment_report, worst
 from pipeline.datasets import build_manifest
 from pipeline.errors import BadInput
-from pipeline.flows import environment
-from pipeline.flows.doctor import DatasetReport, dataset_report, environment_report, worst
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "annotations"
 

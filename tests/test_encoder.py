@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline import torchvision_guard
+from pipeline.clip import torchvision_guard
+from pipeline.clip.encoder import Encoder, load_encoder
+from pipeline.clip.loading import ACTIVATION
+from pipeline.clip.text import cuttable_tower
 from pipeline.errors import BadInput
-from pipeline.extract.encoder import Encoder, load_encoder
-from pipeline.extract.frames import fit
-from pipeline.extract.text import cuttable_tower
-from pipeline.extract.weights_loading import ACTIVATION
+from pipeline.video.frames import fit
 
 torchvision_guard.ensure()
 import open_clip  # noqa: E402
@@ -246,8 +246,8 @@ def test_half_precision_agrees_with_full(model, precision):
 
 
 def test_the_built_in_model_needs_no_weights_named():
-    pytest.importorskip("pipeline.extract.shapes_clip")
-    from pipeline.extract import shapes_clip
+    pytest.importorskip("pipeline.clip.shapes_clip")
+    from pipeline.clip import shapes_clip
 
     if not shapes_clip.WEIGHTS_PATH.exists():
         pytest.skip("the built-in weights have not been made yet")

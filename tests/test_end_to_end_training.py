@@ -19,22 +19,23 @@ from typer.testing import CliRunner
 
 import cli
 from dits_head.config import HEADS
-from pipeline.config import Workspace
+from pipeline.clip.activations import cache_bytes
+from pipeline.clip.encoder import load_encoder
+from pipeline.commands.extract import dataset_manifest, extract_manifest
 from pipeline.errors import BadInput, UserError
-from pipeline.extract.activations import cache_bytes
-from pipeline.extract.encoder import load_encoder
+from pipeline.experiments import runs
+from pipeline.experiments.reproduce import reproduce, tables_dir
+from pipeline.experiments.tables import SYSTEMS, TABLES
 from pipeline.extract.settings import ExtractSettings
-from pipeline.flows import runs, tune
-from pipeline.flows.choose import ZERO_SHOT, choose_head, choose_store
-from pipeline.flows.extract import dataset_manifest, extract_manifest
-from pipeline.flows.reproduce import reproduce, tables_dir
-from pipeline.flows.tables import SYSTEMS, TABLES
-from pipeline.flows.train import recipe
-from pipeline.flows.tune_ways import FromCache, FromVideos, clips_of
+from pipeline.resolve import ZERO_SHOT, choose_head, choose_store
 from pipeline.stores.atomic import read_json, write_json
 from pipeline.stores.features import FeatureStore
+from pipeline.train import finetune as tune
 from pipeline.train.batches import PairData
-from pipeline.train.joint import JointSource, embed_texts, embed_videos
+from pipeline.train.finetune_ways import FromCache, FromVideos, clips_of
+from pipeline.train.joint_batches import JointSource, embed_texts, embed_videos
+from pipeline.train.run import recipe
+from pipeline.workspace import Workspace
 
 CPU = torch.device("cpu")
 SIZES = {"train": 8, "val": 2, "test": 6}

@@ -8,12 +8,12 @@ import torch
 from retrieval_case import add_videos, make_head, make_store
 
 from pipeline.errors import BadInput, FingerprintMismatch, MissingData
-from pipeline.retrieve.evaluate import Options, compare, evaluate
+from pipeline.evaluate.evaluation import Options, compare, evaluate
+from pipeline.evaluate.index_loss import IndexedGallery
+from pipeline.evaluate.metrics import retrieval_metrics, video_to_text_metrics
 from pipeline.retrieve.index import IndexSpec
-from pipeline.retrieve.metrics import retrieval_metrics, video_to_text_metrics
-from pipeline.retrieve.reindex import Maker, build_index
-from pipeline.retrieve.scoring import WORKSPACE, Scorer, bytes_beside, head_fingerprint
-from pipeline.retrieve.twostage import IndexedGallery
+from pipeline.retrieve.scorer import WORKSPACE, Scorer, bytes_beside, head_fingerprint
+from pipeline.retrieve.updates import Maker, build_index
 from pipeline.stores.features import text_to_video
 from pipeline.stores.generations import GenerationStore
 

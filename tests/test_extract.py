@@ -16,17 +16,17 @@ import pytest
 from clip_maker import PlainEncoder, ffmpeg_run, make_clip
 
 from pipeline.errors import BadInput, FingerprintMismatch, StoreBusy, UserError
-from pipeline.extract import pool
-from pipeline.extract.decode_pyav import Wish, decode_clip
 from pipeline.extract.driver import extract
-from pipeline.extract.frames import FrameSize
-from pipeline.extract.limits import DecodeFailure, Limits
-from pipeline.extract.pool import Decoded, DecodePool
 from pipeline.extract.settings import ExtractSettings
-from pipeline.extract.worker import DecodeSettings, Job
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.manifest import Manifest, VideoEntry
 from pipeline.stores.shards import read_marker
+from pipeline.video import pool
+from pipeline.video.decode_pyav import Wish, decode_clip
+from pipeline.video.frames import FrameSize
+from pipeline.video.limits import DecodeFailure, Limits
+from pipeline.video.pool import Decoded, DecodePool
+from pipeline.video.worker import DecodeSettings, Job
 
 SETTINGS_SIZE = FrameSize(64, 80)
 SETTINGS = ExtractSettings(num_frames=4, shard_size=4, batch_size=8, workers=2, min_coverage=0.5)

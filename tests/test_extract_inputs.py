@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 from clip_maker import PlainEncoder, make_clip
 
+from pipeline.datasets.corpus import read_source
 from pipeline.errors import BadInput, MissingData
 from pipeline.extract.benchmark import benchmark
 from pipeline.extract.driver import extract
-from pipeline.extract.fetch import local_file
-from pipeline.extract.inputs import read_source
-from pipeline.extract.limits import DecodeFailure, Limits
 from pipeline.extract.settings import ExtractSettings
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.manifest import Manifest, VideoEntry
+from pipeline.video.fetch import local_file
+from pipeline.video.limits import DecodeFailure, Limits
 
 SETTINGS = ExtractSettings(num_frames=4, workers=2)
 

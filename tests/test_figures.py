@@ -10,14 +10,14 @@ from retrieval_case import DIM, make_head, make_store
 from test_cli import refused, run
 
 from dits_head.config import HeadConfig
-from pipeline.config import Workspace
 from pipeline.errors import BadInput
-from pipeline.flows.figures import means_table, steps_figure
-from pipeline.retrieve.gaps import RelevantPairs, principal_plane
-from pipeline.retrieve.scoring import Scorer
+from pipeline.evaluate.modality_gap import RelevantPairs, principal_plane
+from pipeline.experiments.figures import means_table, steps_figure
+from pipeline.retrieve.scorer import Scorer
 from pipeline.stores import checkpoints
 from pipeline.stores.atomic import write_json
 from pipeline.stores.features import FeatureStore
+from pipeline.workspace import Workspace
 
 
 @pytest.fixture(scope="module")

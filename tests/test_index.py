@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 import pipeline.retrieve.index as index_module
 from pipeline.errors import BadInput, CorruptShard, UserError
-from pipeline.retrieve.choose import Need, choose
-from pipeline.retrieve.exact import exact_search, normalised
+from pipeline.retrieve.autotune import Need, choose
+from pipeline.retrieve.exact_search import exact_search, normalised
 from pipeline.retrieve.index import (
     IndexSpec,
     build,
@@ -19,7 +19,7 @@ from pipeline.retrieve.index import (
     read,
     search_shards,
 )
-from pipeline.retrieve.reindex import mean_recall
+from pipeline.retrieve.updates import mean_recall
 
 DIM = 32
 

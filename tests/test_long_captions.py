@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standins import write_video
 
-from pipeline.config import Workspace
+from pipeline.clip.encoder import load_encoder
+from pipeline.clip.long_captions import average_windows, clip_tokenizer, token_count, token_windows, windows_of
+from pipeline.commands.extract import embed_queries, extract_manifest, settings_of
 from pipeline.errors import BadInput, FingerprintMismatch
-from pipeline.extract.encoder import load_encoder
-from pipeline.extract.long_captions import average_windows, clip_tokenizer, token_count, token_windows, windows_of
 from pipeline.extract.settings import ExtractSettings
-from pipeline.flows.choose import choose_store
-from pipeline.flows.extract import embed_queries, extract_manifest, settings_of
+from pipeline.resolve import choose_store
 from pipeline.stores.manifest import Manifest, VideoEntry
+from pipeline.workspace import Workspace
 
 
 @given(tokens=st.lists(st.integers(3, 999), max_size=200), context=st.integers(3, 77))

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pipeline.retrieve.metrics as metrics
+import pipeline.evaluate.metrics as metrics
 from pipeline.errors import BadInput
-from pipeline.retrieve.bootstrap import figures, intervals, paired_difference
-from pipeline.retrieve.metrics import (
+from pipeline.evaluate.bootstrap import figures, intervals, paired_difference
+from pipeline.evaluate.metrics import (
     TIES,
     count_t2v,
     count_v2t,
@@ -20,7 +20,7 @@ from pipeline.retrieve.metrics import (
     retrieval_metrics,
     video_to_text_metrics,
 )
-from pipeline.retrieve.streaming import count_grid, grid_from_matrix
+from pipeline.evaluate.rank_counts import count_grid, grid_from_matrix
 
 settings.register_profile("retrieve", deadline=None, max_examples=60)
 settings.load_profile("retrieve")

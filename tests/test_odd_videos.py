@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from clip_maker import ffmpeg_run, make_clip, numbered_picture, read_number, shared_folder
 
-from pipeline.extract import decode_ffmpeg, decode_pyav
-from pipeline.extract.decode_pyav import Clip, Wish
-from pipeline.extract.frames import FrameSize, fit, turn
-from pipeline.extract.limits import DecodeFailure, Limits
+from pipeline.video import decode_ffmpeg, decode_pyav
+from pipeline.video.decode_pyav import Clip, Wish
+from pipeline.video.frames import FrameSize, fit, turn
+from pipeline.video.limits import DecodeFailure, Limits
 
 NATIVE = FrameSize(64, 80)
 DECODERS = {"pyav": decode_pyav.decode_clip, "ffmpeg": decode_ffmpeg.decode_clip}

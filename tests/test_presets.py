@@ -10,11 +10,11 @@ from dits_head.config import HeadConfig
 from pipeline import presets
 from pipeline.datasets import DATASETS, annotate, build_manifest, find_source
 from pipeline.errors import BadInput
-from pipeline.flows.runs import system_settings
-from pipeline.flows.tables import TABLES
-from pipeline.flows.train import head_config, recipe
+from pipeline.experiments.runs import system_settings
+from pipeline.experiments.tables import TABLES
 from pipeline.presets import PRESETS, get_preset
 from pipeline.train.loop import TrainSettings
+from pipeline.train.run import head_config, recipe
 
 PAPER = Path(__file__).resolve().parents[2] / "shared" / "PAPER.md"
 TITLES = {"MSR-VTT 1k-A": "msrvtt", "LSMDC": "lsmdc", "DiDeMo": "didemo", "VATEX": "vatex", "Charades": "charades"}

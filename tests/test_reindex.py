@@ -8,16 +8,16 @@ from standins import write_video
 
 from dits_head.config import HeadConfig
 from dits_head.head import build_head
-from pipeline.config import Workspace
+from pipeline.commands.extract import dataset_manifest, extract_manifest, settings_of
+from pipeline.commands.retrieval import build_corpus_index, evaluate_chosen, generations, reindex, search
+from pipeline.evaluate.evaluation import Options
 from pipeline.extract.driver import extract
-from pipeline.extract.limits import Limits
 from pipeline.extract.settings import ExtractSettings
-from pipeline.flows.choose import choose_head, choose_store
-from pipeline.flows.extract import dataset_manifest, extract_manifest, settings_of
-from pipeline.flows.retrieval import build_corpus_index, evaluate_chosen, generations, reindex, search
-from pipeline.retrieve.evaluate import Options
+from pipeline.resolve import choose_head, choose_store
 from pipeline.retrieve.index import IndexSpec
 from pipeline.stores import checkpoints
+from pipeline.video.limits import Limits
+from pipeline.workspace import Workspace
 
 SETTINGS = ExtractSettings(num_frames=2, workers=1, device="cpu", precision="float32")
 

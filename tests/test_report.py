@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from retrieval_case import make_head, make_store
 
-from pipeline.retrieve.choose import Need, choose
-from pipeline.retrieve.evaluate import Options, evaluate
+from pipeline.evaluate.evaluation import Options, evaluate
+from pipeline.evaluate.index_loss import IndexedGallery
+from pipeline.evaluate.metrics import query_ranks
+from pipeline.evaluate.report import sample_queries, write_report
+from pipeline.retrieve.autotune import Need, choose
 from pipeline.retrieve.index import IndexSpec, build
-from pipeline.retrieve.metrics import query_ranks
-from pipeline.retrieve.report import sample_queries, write_report
-from pipeline.retrieve.scoring import Scorer
-from pipeline.retrieve.twostage import IndexedGallery
+from pipeline.retrieve.scorer import Scorer
 
 NASTY = "<script>document.title='broken'</script> & \"quotes\""
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.extract.sampling import choose_frames, middle_indices
+from pipeline.video.sampling import choose_frames, middle_indices
 
 
 def xpool_reference(frame_count: int, num_frames: int, linspace=np.linspace) -> list[int]:

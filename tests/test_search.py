@@ -16,9 +16,9 @@ from retrieval_case import DIM, SETTINGS, add_videos, make_head, make_store
 
 from pipeline.errors import BadInput, FingerprintMismatch, MissingData
 from pipeline.retrieve.index import IndexSpec
-from pipeline.retrieve.reindex import Maker, Policy, build_index, drift, reindex_vectors
-from pipeline.retrieve.scoring import head_fingerprint
+from pipeline.retrieve.scorer import head_fingerprint
 from pipeline.retrieve.search import Searcher, gallery
+from pipeline.retrieve.updates import Maker, Policy, build_index, drift, reindex_vectors
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.generations import GenerationStore
 
@@ -291,7 +291,7 @@ REINDEXER = textwrap.dedent(
     sys.path.insert(0, sys.argv[2])
     import numpy as np
     from pipeline.retrieve.index import IndexSpec
-    from pipeline.retrieve.reindex import Maker, Policy, build_index, reindex_vectors
+    from pipeline.retrieve.updates import Maker, Policy, build_index, reindex_vectors
     from pipeline.stores.generations import GenerationStore
 
     def pool(ids):

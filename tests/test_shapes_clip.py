@@ -5,10 +5,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from pipeline import torchvision_guard
+from pipeline.clip import shapes_clip, torchvision_guard
 from pipeline.datasets import shapes_world as world
 from pipeline.datasets.shapes_drawing import render
-from pipeline.extract import shapes_clip
 
 torchvision_guard.ensure()
 import open_clip  # noqa: E402  (needs the guard)

@@ -12,18 +12,18 @@ from test_cli import extracted, refused, run  # noqa: F401
 
 import cli
 from dits_head.config import HeadConfig
-from pipeline.config import Workspace
-from pipeline.flows import measures, runs
-from pipeline.flows.choose import choose_head, choose_store
-from pipeline.flows.extract import embed_queries
-from pipeline.flows.figures import robustness_figure
-from pipeline.flows.measures import SEED, damaged_embeds, robustness
-from pipeline.flows.reproduce import as_markdown, possible_tables, reproduce, summarise_table, tables_dir
-from pipeline.flows.runs import RunSpec, features_id, run_name
-from pipeline.flows.tables import SYSTEMS, TABLES, Row, Table
-from pipeline.flows.train import recipe
-from pipeline.retrieve.corrupt import damage_captions
+from pipeline.commands.extract import embed_queries
+from pipeline.evaluate.corruption import damage_captions
+from pipeline.experiments import measures, runs
+from pipeline.experiments.figures import robustness_figure
+from pipeline.experiments.measures import SEED, damaged_embeds, robustness
+from pipeline.experiments.reproduce import as_markdown, possible_tables, reproduce, summarise_table, tables_dir
+from pipeline.experiments.runs import RunSpec, features_id, run_name
+from pipeline.experiments.tables import SYSTEMS, TABLES, Row, Table
+from pipeline.resolve import choose_head, choose_store
 from pipeline.stores.atomic import read_json
+from pipeline.train.run import recipe
+from pipeline.workspace import Workspace
 
 NEW = ("9", "distill", "robustness")
 

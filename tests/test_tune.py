@@ -8,19 +8,19 @@ import torch
 
 from dits_head.clip_top import ClipTop, LowerBlocks
 from dits_head.config import HeadConfig
-from pipeline.config import Workspace
+from pipeline.clip.activations import to_int8
+from pipeline.clip.encoder import load_encoder
+from pipeline.clip.text import encode_sentences
+from pipeline.commands.extract import dataset_manifest, extract_manifest
 from pipeline.errors import BadInput, FingerprintMismatch
-from pipeline.extract.activations import to_int8
-from pipeline.extract.encoder import load_encoder
 from pipeline.extract.settings import ExtractSettings
-from pipeline.extract.text import encode_sentences
-from pipeline.flows.choose import choose_head, choose_store
-from pipeline.flows.extract import dataset_manifest, extract_manifest
-from pipeline.flows.tune import TuneSettings, export_clip, remember_tuned, train_with_clip
+from pipeline.resolve import choose_head, choose_store
 from pipeline.stores.features import FeatureStore
-from pipeline.train.joint import embed_texts, embed_videos
+from pipeline.train.cached_inputs import TokenCache
+from pipeline.train.finetune import TuneSettings, export_clip, remember_tuned, train_with_clip
+from pipeline.train.joint_batches import embed_texts, embed_videos
 from pipeline.train.loop import TrainSettings
-from pipeline.train.tokens import TokenCache
+from pipeline.workspace import Workspace
 
 CPU = torch.device("cpu")
 SENTENCES = ["a small red circle", "a large white bar on a plum background and a green ring at the top left", "a star"]
@@ -136,7 +136,7 @@ def test_a_tuned_run_moves_clip_and_everything_follows(extracted, tmp_path):
 
 
 def test_models_that_cannot_be_cached_are_refused_by_what_they_are(tmp_path):
-    from pipeline.extract.activations import require_cacheable
+    from pipeline.clip.activations import require_cacheable
 
     encoder = load_encoder("RN50", device="cpu", precision="float32", random_seed=0)
     with pytest.raises(BadInput, match="ModifiedResNet"):

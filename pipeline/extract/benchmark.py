@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.clip.encoder import Encoder, encoder_for
 from pipeline.errors import BadInput
 from pipeline.extract.driver import extract
-from pipeline.extract.encoder import Encoder, encoder_for
-from pipeline.extract.pool import Decoded, DecodePool
 from pipeline.extract.settings import ExtractSettings
-from pipeline.extract.worker import Job
 from pipeline.stores.manifest import Manifest
+from pipeline.video.pool import Decoded, DecodePool
+from pipeline.video.worker import Job
 
 
 @dataclass(frozen=True)

@@ -22,17 +22,17 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from pipeline.clip.activations import cache_bytes, require_cacheable, require_room, stored_tokens
+from pipeline.clip.encoder import Encoder, encoder_for
+from pipeline.clip.text import encode_sentences, require_windows
 from pipeline.errors import BadInput, UserError
-from pipeline.extract.activations import cache_bytes, require_cacheable, require_room, stored_tokens
-from pipeline.extract.encoder import Encoder, encoder_for
-from pipeline.extract.limits import DecodeFailure
-from pipeline.extract.pool import Decoded, DecodePool
 from pipeline.extract.settings import ExtractSettings
-from pipeline.extract.text import encode_sentences, require_windows
-from pipeline.extract.worker import Job
 from pipeline.stores.features import Failure, FeatureStore
 from pipeline.stores.manifest import Manifest, VideoEntry
 from pipeline.stores.shards import Ragged, read_shard
+from pipeline.video.limits import DecodeFailure
+from pipeline.video.pool import Decoded, DecodePool
+from pipeline.video.worker import Job
 
 SKIPPED = "skipped_files"  # key of Manifest.protocol: [{"path", "reason"}], files of a folder that are no videos
 

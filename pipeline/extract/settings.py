@@ -5,13 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.clip.activations import TOKEN_DTYPES
 from pipeline.errors import BadInput
-from pipeline.extract.activations import TOKEN_DTYPES
-from pipeline.extract.frames import FrameSize
-from pipeline.extract.limits import Limits
-from pipeline.extract.sampling import RULE
-from pipeline.extract.worker import DecodeSettings
 from pipeline.stores.shards import SUFFIXES
+from pipeline.video.frames import FrameSize
+from pipeline.video.limits import Limits
+from pipeline.video.sampling import RULE
+from pipeline.video.worker import DecodeSettings
 
 DECODERS = ("pyav", "ffmpeg")
 LONG_CAPTIONS = ("cut", "windows")
@@ -108,7 +108,7 @@ class ExtractSettings:
 
 
 def decoder_version(chain: str) -> str:
-    from pipeline.extract import decode_ffmpeg, decode_pyav
+    from pipeline.video import decode_ffmpeg, decode_pyav
 
     versions: dict[str, Callable[[], str]] = {"pyav": decode_pyav.version, "ffmpeg": decode_ffmpeg.version}
     return "; ".join(versions[name]() for name in chain.split("+"))

@@ -24,7 +24,7 @@ from faiss.contrib.ondisk import merge_ondisk
 from numpy.typing import NDArray
 
 from pipeline.errors import BadInput, CorruptShard
-from pipeline.retrieve.exact import best_per_video, normalised
+from pipeline.retrieve.exact_search import best_per_video, normalised
 
 Progress = Callable[[str], None]
 swig: Any = faiss  # the stubs of FAISS do not know the constructors that its Python layer adds

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import describe_difference
 from pipeline.errors import BadInput, FingerprintMismatch
 from pipeline.stores import checkpoints
 from pipeline.stores.atomic import atomic_write
 from pipeline.train.batches import epoch_batches
+from pipeline.workspace import describe_difference
 
 Scores = dict[str, float]
 Validate = Callable[[Any], Mapping[str, float]]

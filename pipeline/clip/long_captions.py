@@ -1,0 +1,74 @@
+"""Captions longer than the text tower's 77 tokens: cut as CLIP does, or read through windows that are averaged.
+
+CLIP keeps the first 75 tokens of a text between its start and end marks and drops the rest; paragraphs (DiDeMo,
+ActivityNet) lose their ends that way. With windows every token is read: the text is split into pieces of nearly equal
+length that fit, each is encoded as a text of its own, and the caption's embedding is the mean of the normalised piece
+embeddings, scaled to their mean length. A caption that fits is one window and comes out exactly as without this module.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from open_clip.tokenizer import SimpleTokenizer
+
+CONTEXT_LENGTH = 77  # of every OpenAI-style CLIP text tower
+
+
+def clip_tokenizer() -> "SimpleTokenizer":
+    """CLIP's byte-pair tokenizer, which comes with open_clip: nothing is downloaded."""
+    from pipeline.clip.torchvision_guard import ensure
+
+    ensure()
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
+
+
+def token_count(tokenizer: "SimpleTokenizer", text: str) -> int:
+    """Tokens of the text with its start and end marks; more than the context length means that CLIP would cut it."""
+    return len(tokenizer.encode(text)) + 2
+
+
+def token_windows(tokens: Sequence[int], sot: int, eot: int, context_length: int = CONTEXT_LENGTH) -> np.ndarray:
+    """Token ids without marks -> (W, context_length) int64: W >= 1 windows `sot piece eot 0 ...`.
+
+    The pieces follow each other without overlap, lose nothing, and differ in length by one token at most.
+
+    >>> token_windows([5, 6, 7], sot=1, eot=2, context_length=4).tolist()
+    [[1, 5, 6, 2], [1, 7, 2, 0]]
+    """
+    room = context_length - 2
+    if room < 1:
+        raise ValueError(f"context_length must be 3 or more to hold the marks and a token, got {context_length}")
+    count = max(1, -(-len(tokens) // room))
+    windows = np.zeros((count, context_length), np.int64)
+    for window, piece in zip(windows, np.array_split(np.asarray(tokens, np.int64), count), strict=True):
+        window[: len(piece) + 2] = [sot, *piece, eot]
+    return windows
+
+
+def windows_of(
+    captions: Iterable[str], tokenizer: "SimpleTokenizer", context_length: int = CONTEXT_LENGTH
+) -> tuple[np.ndarray, np.ndarray]:
+    """N captions -> windows (sum W, context_length) int64 and offsets (N + 1,): caption i has rows o[i]:o[i+1]."""
+    marks: tuple[Any, Any] = (tokenizer.sot_token_id, tokenizer.eot_token_id)
+    windows = [token_windows(tokenizer.encode(caption), *marks, context_length) for caption in captions]
+    offsets = np.cumsum([0, *map(len, windows)])
+    return np.concatenate(windows) if windows else np.zeros((0, context_length), np.int64), offsets
+
+
+def average_windows(embeds: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Window embeddings (sum W, D) float32 -> caption embeddings (N, D) float32: mean direction, mean length."""
+    lengths = np.linalg.norm(embeds, axis=1, keepdims=True)
+    out = np.empty((len(offsets) - 1, embeds.shape[1]), np.float32)
+    for row, (first, last) in enumerate(itertools.pairwise(offsets)):
+        if last - first == 1:
+            out[row] = embeds[first]
+            continue
+        mean = (embeds[first:last] / lengths[first:last]).mean(axis=0)
+        out[row] = mean / np.linalg.norm(mean) * lengths[first:last].mean()
+    return out

@@ -1,0 +1,154 @@
+"""Captions to embeddings without computing what nobody sees.
+
+CLIP's text tower is causal and reads its output at the end-of-text token, so the tokens after it cannot matter: a
+batch may be cut to its longest sentence and give the same embeddings. Sentences are sorted by length, so that the cut
+is close for all of a batch, and each distinct sentence is encoded once. Towers that are not causal, or that pool
+elsewhere, are left uncut.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from pipeline.clip.long_captions import average_windows, windows_of
+from pipeline.errors import BadInput
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from pipeline.clip.activations import Captured
+    from pipeline.clip.encoder import Encoder
+
+
+def embed_sentences(
+    encoder: "Encoder", sentences: Sequence[str], batch_size: int, long_captions: str = "cut"
+) -> "torch.Tensor":
+    """N sentences -> (N, D) float32 on the CPU; `long_captions` says what becomes of those that are too long."""
+    if long_captions == "windows":
+        return _embed_windows(encoder, sentences, batch_size)
+    return encode_sentences(encoder, sentences, batch_size)[0]
+
+
+def _embed_windows(encoder: "Encoder", sentences: Sequence[str], batch_size: int) -> "torch.Tensor":
+    import torch
+
+    require_windows(encoder)
+    distinct = list(dict.fromkeys(sentences))
+    windows, offsets = windows_of(distinct, encoder.tokenizer, encoder.tokenizer.context_length)
+    if not distinct:
+        return torch.zeros(0, encoder.dim)
+    tokens = torch.from_numpy(windows)
+    embeds, _ = _encode_tokens(encoder, tokens, _mattering(encoder, tokens), batch_size)
+    whole = torch.from_numpy(average_windows(embeds.numpy(), offsets))
+    row_of = {sentence: row for row, sentence in enumerate(distinct)}
+    return whole[[row_of[sentence] for sentence in sentences]]
+
+
+def require_windows(encoder: "Encoder") -> None:
+    """Raises BadInput where the text tower does not read CLIP's tokens, of which windows are made."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    if not isinstance(encoder.tokenizer, SimpleTokenizer):
+        raise BadInput(
+            f"{encoder.settings['model']} has a tokenizer of its own, and windows are made with CLIP's",
+            fix="leave --long-captions at cut",
+        )
+
+
+def encode_sentences(
+    encoder: "Encoder", sentences: Sequence[str], batch_size: int, cache_blocks: int = 0
+) -> "tuple[torch.Tensor, list[np.ndarray]]":
+    """N sentences -> embeddings (N, D) float32 on the CPU and, for `cache_blocks` > 0, what entered so many of the top
+    blocks: N arrays (length of the sentence, W) float16."""
+    import torch
+
+    distinct = list(dict.fromkeys(sentences))
+    if not distinct:
+        return torch.zeros(0, encoder.dim), []
+    embeds, activations = _encode_tokens(encoder, *tokenise(encoder, distinct), batch_size, cache_blocks)
+    row_of = {sentence: row for row, sentence in enumerate(distinct)}
+    places = [row_of[sentence] for sentence in sentences]
+    return embeds[places], [activations[place] for place in places] if cache_blocks else []
+
+
+def _encode_tokens(
+    encoder: "Encoder", tokens: "torch.Tensor", lengths: "torch.Tensor", batch_size: int, cache_blocks: int = 0
+) -> "tuple[torch.Tensor, dict[int, np.ndarray]]":
+    """Tokens (N, L) of which (N,) matter -> (N, D) float32 on the CPU, and {row: what entered the top blocks}."""
+    import torch
+
+    tower = cuttable_tower(encoder.model)
+    order = torch.argsort(lengths, stable=True)
+    embeds = torch.empty(len(tokens), encoder.dim)
+    activations: dict[int, np.ndarray] = {}
+    with torch.inference_mode(), _entering_top(encoder.model, cache_blocks) as captured:
+        for rows in order.split(batch_size):
+            batch = tokens[rows, : int(lengths[rows].max())].to(encoder.device)
+            encoded = encoder.model.encode_text(batch) if tower is None else encode_cut(tower, batch)
+            embeds[rows] = encoded.float().cpu()
+            if cache_blocks:
+                entered = captured.parts.pop().to(torch.float16).cpu().numpy()
+                activations |= {row: entered[n, : lengths[row]] for n, row in enumerate(rows.tolist())}
+    return embeds, activations
+
+
+def tokenise(encoder: "Encoder", sentences: Sequence[str]) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Token ids (N, context) and how many of each row's can matter (N,): all, where the tower is not causal."""
+    tokens = encoder.tokenizer(list(sentences))
+    return tokens, _mattering(encoder, tokens)
+
+
+def _mattering(encoder: "Encoder", tokens: "torch.Tensor") -> "torch.Tensor":
+    import torch
+
+    tower = cuttable_tower(encoder.model)
+    return torch.full((len(tokens),), tokens.shape[1]) if tower is None else _lengths(tower, tokens)
+
+
+def _entering_top(model: Any, cache_blocks: int) -> "AbstractContextManager[Captured]":
+    from pipeline.clip.activations import Captured, entering
+
+    if not cache_blocks:
+        return nullcontext(Captured())
+    transformer = getattr(model, "text", model).transformer
+    return entering(transformer.resblocks, cache_blocks, batch_first=transformer.batch_first)
+
+
+def cuttable_tower(model: Any) -> Any | None:
+    """The text tower (a CLIP or an open_clip TextTransformer) if it is causal and reads at end-of-text, else None."""
+    tower = getattr(model, "text", model)
+    mask = getattr(tower, "attn_mask", None)
+    if mask is None or getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
+        return None
+    return tower if _pool_type(tower) in ("argmax", "eos") else None
+
+
+def encode_cut(tower: Any, tokens: "torch.Tensor") -> "torch.Tensor":
+    """open_clip's encode_text for (N, L) tokens with L up to the context length -> (N, D)."""
+    import torch
+    from open_clip.transformer import text_global_pool
+
+    length, dtype = tokens.shape[1], tower.transformer.get_cast_dtype()
+    hidden = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
+    hidden = tower.transformer(hidden, attn_mask=tower.attn_mask[:length, :length])
+    pooled = text_global_pool(tower.ln_final(hidden), tokens, _pool_type(tower), eos_token_id=_eos_id(tower))
+    projection = tower.text_projection
+    if projection is None:
+        return pooled
+    return projection(pooled) if isinstance(projection, torch.nn.Linear) else pooled @ projection
+
+
+def _lengths(tower: Any, tokens: "torch.Tensor") -> "torch.Tensor":
+    """Tokens up to and including the one that the embedding is read at."""
+    at = tokens.argmax(dim=-1) if _pool_type(tower) == "argmax" else tokens.eq(_eos_id(tower) or 0).int().argmax(dim=-1)
+    return at + 1
+
+
+def _pool_type(tower: Any) -> str | None:
+    return getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
+
+
+def _eos_id(tower: Any) -> int | None:
+    own = getattr(tower, "text_eos_id", None)
+    return own if own is not None else getattr(tower, "eos_id", None)

@@ -1,0 +1,219 @@
+"""Evaluation of a head: exhaustive, exact, within a stated memory; and what two-stage search through an index loses.
+
+    evaluation = evaluate(head, videos, texts, memory_limit=2_000_000_000)
+    evaluation.contract()     # {"t2v": {...}, "v2t": {...}, "index": None or {...}, "protocol": {...}}
+    evaluation.save(folder)   # metrics.json, and the counts of every query for `compare`
+
+``videos`` and ``texts`` are one split of a feature store. Ranks are those of the full score matrix, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import BadInput, MissingData
+from pipeline.evaluate.bootstrap import intervals, paired_difference
+from pipeline.evaluate.index_loss import IndexedGallery, evaluate_index
+from pipeline.evaluate.metrics import TIES, Counts, Ties, query_ranks, summarise, tie_line
+from pipeline.evaluate.rank_counts import GridCounts, count_grid
+from pipeline.evaluate.score_normalisation import dual_softmax, query_bank
+from pipeline.retrieve.scorer import DEFAULT_MEMORY, MB, RetrievalHead, Scorer, bytes_beside, head_fingerprint
+from pipeline.stores.atomic import read_json, write_json
+from pipeline.stores.features import TextFeatures, VideoFeatures
+from pipeline.stores.shards import read_shard, write_shard
+
+Say = Callable[[str], None]
+CAPTION_RULE = "t2v: every caption is a query; v2t: the best of a video's own captions, against all captions"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to evaluate. ``post`` adds labelled rows: "dual-softmax", "query-bank" (needs ``bank`` texts)."""
+
+    ties: Ties = "expected"
+    memory_limit: int = DEFAULT_MEMORY
+    resamples: int = 2000
+    level: float = 0.95
+    seed: int = 0
+    post: Sequence[str] = ()
+    shortlist: int = 50
+
+    def __post_init__(self) -> None:
+        if self.ties not in TIES:
+            raise BadInput("unknown tie rule", expected=" | ".join(TIES), got=self.ties)
+        if self.shortlist < 1:
+            raise BadInput("--shortlist", expected="1 or more", got=self.shortlist)
+        if unknown := set(self.post) - {"dual-softmax", "query-bank"}:
+            raise BadInput("unknown normalisation", expected="dual-softmax | query-bank", got=", ".join(unknown))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that was measured. ``t2v_counts`` belongs to ``caption_ids`` / ``own_video`` (T,), ``v2t_counts`` to
+    ``captioned``."""
+
+    metrics: dict[str, Any]
+    t2v_counts: Counts
+    v2t_counts: Counts
+    caption_ids: list[str]
+    own_video: list[str]
+    captioned: list[str]
+    lines: list[str] = field(default_factory=list)  # what a reader must be told: ties, memory
+
+    def contract(self) -> dict[str, Any]:
+        """What `evaluate --json` prints."""
+        return {key: self.metrics[key] for key in ("t2v", "v2t", "index", "protocol")}
+
+    def save(self, folder: Path) -> None:
+        """metrics.json, t2v.parquet and v2t.parquet (counts of every query)."""
+        t2v = {"caption_id": self.caption_ids, "video_id": self.own_video}
+        write_shard(folder / "t2v.parquet", t2v | _columns(self.t2v_counts), marker={})
+        write_shard(folder / "v2t.parquet", {"video_id": self.captioned} | _columns(self.v2t_counts), marker={})
+        write_json(folder / "metrics.json", self.metrics)
+
+
+def evaluate(
+    head: RetrievalHead,
+    videos: VideoFeatures,
+    texts: TextFeatures,
+    options: Options | None = None,
+    *,
+    index: IndexedGallery | None = None,
+    bank: TextFeatures | None = None,
+    protocol: Mapping[str, Any] | None = None,
+    say: Say = lambda _: None,
+) -> Evaluation:
+    """Score every text with every video. ``protocol`` joins the card (split, label, selected_on, encoder fingerprint,
+    ...).
+
+    Raises BadInput when there is nothing to evaluate or the memory limit is too small, MissingData when a text's
+    video is not in the gallery.
+    """
+    options = options or Options()
+    order, own = order_by_video(texts, videos)
+    texts = texts.select(order)
+    beside = bytes_beside(len(texts), len(videos), head.config.dim)
+    scorer = Scorer(head, videos, memory_limit=options.memory_limit - beside)
+    needed = scorer.bytes_needed + beside
+    say(f"exhaustive: {len(texts)} texts x {len(videos)} videos, needs {needed / MB:.0f} MB of memory")
+    grid = scorer.grid(texts.text_embeds, own)
+    if options.post:  # later passes read the scores again
+        grid = grid.kept(options.memory_limit - needed)
+    counts = count_grid(grid)
+    lines = [line for line in (tie_line(counts.t2v, "t2v"), tie_line(counts.v2t, "v2t")) if line]
+    metrics = _plain_rows(counts, own, options)
+    if options.post:
+        normalised = _normalised_rows(scorer, grid, counts, bank, options)
+        metrics["normalised"] = {name: row | {"ties": options.ties} for name, row in normalised.items()}
+    metrics["index"] = None
+    if index is not None:
+        measured = evaluate_index(scorer, index, texts.text_embeds, own, counts.top, shortlist=options.shortlist)
+        loss = metrics["t2v"]["R@1"] - measured.rerank_r1
+        metrics["index"] = measured.contract(loss)
+        metrics["index_details"] = measured.details()
+    metrics["protocol"] = {
+        "queries": {"t2v": len(texts), "v2t": len(counts.captioned)},
+        "videos": len(videos),
+        "caption_rule": CAPTION_RULE,
+        "tie_rule": options.ties,
+        "ties": lines,
+        "bootstrap": {"resamples": options.resamples, "level": options.level, "unit": "video", "seed": options.seed},
+        "head": head.config.to_dict(),
+        "head_fingerprint": head_fingerprint(head),
+        "memory_bytes": {"needed": needed, "limit": options.memory_limit},
+        **(protocol or {}),
+    }
+    ids = np.array(videos.video_ids, dtype=object)
+    return Evaluation(
+        metrics, counts.t2v, counts.v2t, texts.caption_ids, texts.video_ids, ids[counts.captioned].tolist(), lines
+    )
+
+
+def order_by_video(texts: TextFeatures, videos: VideoFeatures) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The order that sorts texts by their video's row (T,), and those rows in that order (T,)."""
+    if not len(texts) or not len(videos):
+        raise BadInput("nothing to evaluate", expected="texts and videos", got=f"{len(texts)} and {len(videos)}")
+    row = {video_id: i for i, video_id in enumerate(videos.video_ids)}
+    absent = sorted(set(texts.video_ids) - row.keys())
+    if absent:
+        raise MissingData(f"{len(absent)} texts' videos are not in the gallery", got=f"no {absent[0]!r}")
+    own = np.array([row[v] for v in texts.video_ids], dtype=np.int64)
+    order = np.argsort(own, kind="stable")
+    return order, own[order]
+
+
+def _plain_rows(counts: GridCounts, own: NDArray[np.int64], options: Options) -> dict[str, Any]:
+    """Both directions, their intervals, every other tie rule, and the other caption rule where it makes a
+    difference."""
+    rows: dict[str, Any] = {
+        "t2v": summarise(counts.t2v, counts.videos, options.ties),
+        "v2t": summarise(counts.v2t, counts.texts, options.ties),
+    }
+    if counts.texts > len(counts.captioned):
+        rows["v2t_group_max"] = summarise(counts.v2t_group_max, len(counts.captioned), options.ties)
+    sampling = {"resamples": options.resamples, "level": options.level, "seed": options.seed}
+    rule: Ties = "expected" if options.ties == "clip4clip" else options.ties  # clip4clip has no rank a query
+    rows["intervals"] = {
+        "t2v": intervals(query_ranks(counts.t2v, rule), own, **sampling),  # type: ignore[arg-type]
+        "v2t": intervals(query_ranks(counts.v2t, rule), counts.captioned, **sampling),  # type: ignore[arg-type]
+    }
+    rows["by_tie_rule"] = {rule: summarise(counts.t2v, counts.videos, rule) for rule in TIES}
+    return rows
+
+
+def _normalised_rows(
+    scorer: Scorer, grid: Any, counts: GridCounts, bank: TextFeatures | None, options: Options
+) -> dict[str, dict[str, Any]]:
+    rows = {}
+    if "dual-softmax" in options.post:
+        t2v, v2t = count_grid(dual_softmax(grid, "texts")).t2v, count_grid(dual_softmax(grid, "videos")).v2t
+        rows["t2v dual softmax (all test queries at once)"] = summarise(t2v, counts.videos, options.ties)
+        rows["v2t dual softmax (all test videos at once)"] = summarise(v2t, counts.texts, options.ties)
+    if "query-bank" in options.post:
+        if bank is None or not len(bank):
+            raise BadInput("query-bank normalisation needs texts of the training split", got="none")
+        bank_grid = scorer.grid(bank.text_embeds, np.zeros(len(bank), np.int64))
+        t2v = count_grid(query_bank(grid, bank_grid, counts.top)).t2v
+        name = f"t2v query-bank normalisation (bank of {len(bank)} training texts)"
+        rows[name] = summarise(t2v, counts.videos, options.ties)
+    return rows
+
+
+def compare(a: Path, b: Path, *, ties: Ties = "expected", resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """Paired differences b - a of two saved evaluations: {direction: {figure: {a, b, difference, interval}}}.
+
+    Both must have measured the same queries (BadInput otherwise), in whatever order.
+    """
+    if ties == "clip4clip":
+        raise BadInput("clip4clip has no single rank a query", expected="another tie rule", got=ties)
+    out: dict[str, Any] = {}
+    for direction, key in (("t2v", "caption_id"), ("v2t", "video_id")):
+        (ids_a, videos, counts_a), (ids_b, _, counts_b) = (_read_counts(folder, direction, key) for folder in (a, b))
+        if sorted(ids_a) != sorted(ids_b):
+            only = sorted(set(ids_a) ^ set(ids_b))
+            raise BadInput(f"{a} and {b} measured other queries ({direction})", got=f"{only[0]!r} in one of them only")
+        place = {name: i for i, name in enumerate(ids_b)}
+        counts_b = counts_b.take(np.array([place[name] for name in ids_a]))
+        ranks_a, ranks_b = query_ranks(counts_a, ties), query_ranks(counts_b, ties)
+        out[direction] = paired_difference(ranks_a, ranks_b, np.array(videos), resamples=resamples, seed=seed)
+    cards = [read_json(folder / "metrics.json")["protocol"] for folder in (a, b)]
+    out["protocol"] = {"a": cards[0], "b": cards[1], "tie_rule": ties, "resamples": resamples, "seed": seed}
+    return out
+
+
+def _columns(counts: Counts) -> dict[str, Any]:
+    return {"better": counts.better, "tied": counts.tied, "tied_before": counts.tied_before}
+
+
+def _read_counts(folder: Path, direction: str, key: str) -> tuple[list[str], list[str], Counts]:
+    path = folder / f"{direction}.parquet"
+    if not path.exists():
+        raise MissingData(f"no evaluation in {folder}", expected=path.name, fix="run `python cli.py evaluate`")
+    shard: dict[str, Any] = read_shard(path)
+    return shard[key], shard["video_id"], Counts(shard["better"], shard["tied"], shard["tied_before"])

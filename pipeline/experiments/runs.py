@@ -1,0 +1,292 @@
+"""Train and test one of the paper's systems, in a process of its own: what `reproduce` and the figures are made of.
+
+A process a run, so that peak memory is that of the run and several can go on at once. Everything is kept on disk under
+the run's name, so that what is done is never done again and what was interrupted goes on.
+"""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.experiments.tables import SYSTEMS
+from pipeline.stores.atomic import read_json, write_json
+from pipeline.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run: a system of `SYSTEMS`, a seed, and the recipe (TrainSettings without the seed). head: settings of the
+    head that stand where the system names none of its own. features: what the run is made from (`features_id`)."""
+
+    workspace: str
+    dataset: str
+    encoder: str
+    features: str
+    system: str
+    seed: int
+    recipe: dict[str, Any]
+    head: dict[str, Any] = field(default_factory=dict)
+    threads: int = 0  # torch's; 0 leaves its default
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What a run reached on the test split: ranks (T,) of every caption, its video's row (T,), seconds and memory."""
+
+    run: str
+    metrics: dict[str, float]
+    ranks: np.ndarray
+    clusters: np.ndarray
+    train_seconds: float
+    train_mb: float
+    test_seconds: float
+    test_mb: float
+    measured: dict[str, dict[str, float]]  # what the measures gave that were asked for, by their names
+
+
+def prepare_runs(
+    specs: Collection[RunSpec],
+    jobs: int,
+    progress: Callable[[int, int, str], None],
+    measures: Mapping[str, Collection[str]] | None = None,
+) -> None:
+    """Train and test whatever of `specs` is missing, `jobs` at a time; a system's ancestors come first. `measures`: by
+    system, the names of what is measured besides (flows/measures.py)."""
+    wanted = _with_ancestors(specs)
+    more = [
+        (spec, name)
+        for spec in specs
+        for name in (measures or {}).get(spec.system, ())
+        if not _kept(spec, name).exists()
+    ]
+    done, total = sum(map(has_result, wanted)), len(wanted) + len(more)
+    for depth in range(1 + max((_depth(spec.system) for spec in wanted), default=0)):
+        level = [spec for spec in wanted if _depth(spec.system) == depth]
+        for stage, is_done in ((_train_task, trained), (_test_task, has_result)):
+            for (spec,) in _in_processes(jobs, stage, [(spec,) for spec in level if not is_done(spec)]):
+                done += stage is _test_task
+                progress(done, total, f"{spec.system} seed {spec.seed}")
+    for spec, name in _in_processes(jobs, _measure_task, more):
+        done += 1
+        progress(done, total, f"{spec.system} seed {spec.seed}: {name}")
+
+
+def _in_processes(jobs: int, task: Callable[..., None], calls: Collection[tuple[Any, ...]]) -> Iterator[Any]:
+    """Call `task` with each of `calls` in a process of its own, `jobs` at a time; gives them as they are done. What has
+    not begun when one of them fails never begins."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+        waiting = {pool.submit(task, *call): call for call in calls}
+        try:
+            for future in as_completed(waiting):
+                future.result()
+                yield waiting[future]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def features_id(chosen: Any) -> str:
+    """Which features a run is made from, and the preset that they bring: other videos, splits or captions, another
+    encoder or another recipe of the head must not be taken for what an earlier run was made of."""
+    from pipeline.train.run import preset_of
+    from pipeline.workspace import fingerprint
+
+    videos, texts = chosen.store.videos(mmap=True), chosen.store.texts()
+    about = {
+        "encoder": chosen.encoder,
+        "settings": chosen.store.settings,
+        "videos": [videos.video_ids, videos.splits],
+        "captions": [texts.caption_ids, texts.splits, texts.captions],
+        "preset": preset_of(chosen).get("head", {}),
+    }
+    return fingerprint(about)
+
+
+def run_name(spec: RunSpec) -> str:
+    """The folder of a run: the system, the seed, and a fingerprint of the features and of all settings, also those left
+    at a default."""
+    from dits_head.config import HeadConfig
+    from pipeline.workspace import fingerprint
+
+    system = SYSTEMS[spec.system]
+    head = HeadConfig(dim=1, **{**spec.head, **system.head}).to_dict()
+    about = {"features": spec.features, "head": head, "tune": system.tune, **spec.recipe}
+    return f"{spec.system}-s{spec.seed}-{fingerprint(about)[:6]}"
+
+
+def trained(spec: RunSpec) -> bool:
+    return (Workspace(Path(spec.workspace)).head_dir(spec.dataset, run_name(spec)) / "config.json").exists()
+
+
+def has_result(spec: RunSpec) -> bool:
+    return _kept(spec, "test").exists()
+
+
+def _kept(spec: RunSpec, name: str) -> Path:
+    """The file of a run's test, or of a measure."""
+    return Workspace(Path(spec.workspace)).report_dir(spec.dataset, run_name(spec)) / f"{name}.json"
+
+
+def tested(spec: RunSpec, measures: Collection[str]) -> Tested:
+    """The kept result of a run that `prepare_runs` has made, and of these measures."""
+    workspace = Workspace(Path(spec.workspace))
+    record = read_json(workspace.head_dir(spec.dataset, run_name(spec)) / "config.json")
+    kept = read_json(_kept(spec, "test"))
+    return Tested(
+        kept["run"],
+        kept["metrics"],
+        np.array(kept["ranks"]),
+        np.array(kept["clusters"]),
+        record["seconds"],
+        record["peak_mb"],
+        kept["seconds"],
+        kept["peak_mb"],
+        {name: read_json(_kept(spec, name)) for name in measures},
+    )
+
+
+def _with_ancestors(specs: Iterable[RunSpec]) -> list[RunSpec]:
+    found: dict[str, RunSpec] = {}
+    for spec in specs:
+        while True:
+            found[run_name(spec)] = spec
+            parent = SYSTEMS[spec.system].parent
+            if parent is None:
+                break
+            spec = RunSpec(**{**asdict(spec), "system": parent})
+    return list(found.values())
+
+
+def _depth(system: str) -> int:
+    parent = SYSTEMS[system].parent
+    return 0 if parent is None else 1 + _depth(parent)
+
+
+def _open(spec: RunSpec, *, to_train: bool = False) -> Any:
+    """The features that a run starts from, or, once it is trained, those of the CLIP that it left."""
+    import torch
+
+    from pipeline.resolve import choose_store
+
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
+    encoder = spec.encoder
+    if SYSTEMS[spec.system].tune and not to_train:
+        from pipeline.train.finetune import tuned_encoder
+
+        encoder = tuned_encoder(spec.encoder, run_name(spec))
+    return choose_store(Workspace(Path(spec.workspace)), spec.dataset, encoder)
+
+
+def system_settings(chosen: Any, system: str, head: Mapping[str, Any]) -> dict[str, Any]:
+    """HeadConfig's settings of a table's row: the system's, under them `head`, and under those the preset's, but for
+    T': the rows name it, and a preset with another (DiDeMo's 5) would stand under the wrong label."""
+    from pipeline.train.run import preset_head
+
+    own = SYSTEMS[system].head
+    preset = {name: value for name, value in preset_head(chosen, own["head"]).items() if name != "T_prime"}
+    return {"dim": chosen.store.dim, **preset, **head, **own}
+
+
+def require_trainable(workspace: Workspace, chosen: Any, system: str) -> None:
+    """Raises BadInput where a system that trains CLIP needs activations or video files that are not there."""
+    from pipeline.train.finetune import tune_settings
+    from pipeline.train.finetune_ways import require_cached, require_clips
+
+    how = SYSTEMS[system].tune
+    if how is None:
+        return
+    blocks = tune_settings(chosen, how).blocks
+    if blocks is None:
+        require_clips(workspace, chosen)
+    else:
+        require_cached(chosen, blocks)
+
+
+def _train_task(spec: RunSpec) -> None:
+    from dits_head.config import HeadConfig
+    from pipeline.train.loop import TrainSettings
+    from pipeline.train.run import Distillation, train_head
+
+    chosen = _open(spec, to_train=True)
+    system = SYSTEMS[spec.system]
+    parent = run_name(RunSpec(**{**asdict(spec), "system": system.parent})) if system.parent else None
+    what = (
+        Workspace(Path(spec.workspace)),
+        chosen,
+        HeadConfig(**system_settings(chosen, spec.system, spec.head)),
+        TrainSettings(**spec.recipe, seed=spec.seed),
+    )
+    start_from = parent if system.start_from else None
+    if system.tune:
+        from pipeline.train.finetune import train_with_clip, tune_settings
+
+        tune = tune_settings(chosen, system.tune)
+        train_with_clip(*what, tune, run=run_name(spec), start_from=start_from, for_tables=True)
+        return
+    train_head(
+        *what,
+        run=run_name(spec),
+        start_from=start_from,
+        for_tables=True,
+        distill=Distillation(parent, system.contrast) if parent and system.distilled_from else None,
+    )
+
+
+def _test_task(spec: RunSpec) -> None:
+    from pipeline.evaluate.metrics import query_ranks, summarise
+    from pipeline.resolve import choose_head
+    from pipeline.stores.features import text_to_video
+    from pipeline.train.run import peak_memory_mb
+
+    workspace = Workspace(Path(spec.workspace))
+    chosen = _open(spec)
+    chosen_head = choose_head(workspace, chosen, run_name(spec))
+    videos, texts = chosen.store.videos("test"), chosen.store.texts("test")
+    began = time.perf_counter()
+    counts, clusters = counts_of(chosen_head.head, videos, texts.text_embeds, text_to_video(texts, videos))
+    seconds = time.perf_counter() - began
+    result = {
+        "run": chosen_head.run,
+        "metrics": summarise(counts.t2v, len(videos)),
+        "ranks": query_ranks(counts.t2v).tolist(),
+        "clusters": clusters.tolist(),
+        "seconds": round(seconds, 3),
+        "peak_mb": peak_memory_mb(),
+    }
+    write_json(_kept(spec, "test"), result)
+
+
+def counts_of(head: Any, videos: Any, text_embeds: np.ndarray, own: np.ndarray) -> tuple[Any, np.ndarray]:
+    """GridCounts of texts (T, D) against a gallery, and `own` (T,), their videos' rows, in the order of the counts."""
+    from pipeline.evaluate.rank_counts import count_grid
+    from pipeline.retrieve.scorer import Scorer
+
+    order = np.argsort(own, kind="stable")
+    return count_grid(Scorer(head, videos).grid(text_embeds[order], own[order])), own[order]
+
+
+def _measure_task(spec: RunSpec, name: str) -> None:
+    from pipeline.experiments.measures import MEASURES
+    from pipeline.resolve import choose_head
+
+    workspace = Workspace(Path(spec.workspace))
+    chosen = _open(spec)
+    write_json(_kept(spec, name), MEASURES[name](workspace, chosen, choose_head(workspace, chosen, run_name(spec))))
+
+
+def sensible_jobs() -> tuple[int, int]:
+    """(runs at once, torch threads of each) for this machine: one a core on a CPU, one at a time on a GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return 1, 0
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1), 1

@@ -1,0 +1,40 @@
+"""One clip from its source to frames: fetch, decode with the chosen decoder, fall back where that was allowed.
+
+The default decoder is PyAV. A file that PyAV cannot open or find a decoder for is a failure, and says so, unless mixed
+decoders were allowed: then the ffmpeg program tries it, and the answer records which of the two made the frames.
+"""
+
+from pipeline.video.decode_pyav import Clip, Wish
+from pipeline.video.limits import DecodeFailure
+from pipeline.video.worker import DecodeSettings, Job
+
+DECODERS = ("pyav", "ffmpeg", "pyav+ffmpeg")
+_TRY_THE_OTHER = frozenset({"CannotOpen", "UnknownCodec", "NoFrames", "Unstable"})
+
+
+def decode(job: Job, settings: DecodeSettings) -> tuple[Clip, str]:
+    """The clip and the decoder's name. Raises DecodeFailure."""
+    from pipeline.video.fetch import local_file
+
+    wish = Wish(settings.num_frames, settings.size, job.start, job.end)
+    with local_file(job.source, settings.limits) as path:
+        if settings.decoder == "ffmpeg":
+            return _by_ffmpeg(path, wish, settings), "ffmpeg"
+        try:
+            return _by_pyav(path, wish, settings), "pyav"
+        except DecodeFailure as failure:
+            if settings.decoder != "pyav+ffmpeg" or failure.kind not in _TRY_THE_OTHER:
+                raise
+            return _by_ffmpeg(path, wish, settings), "ffmpeg"
+
+
+def _by_pyav(path: str, wish: Wish, settings: DecodeSettings) -> Clip:
+    from pipeline.video.decode_pyav import decode_clip
+
+    return decode_clip(path, wish, settings.limits)
+
+
+def _by_ffmpeg(path: str, wish: Wish, settings: DecodeSettings) -> Clip:
+    from pipeline.video.decode_ffmpeg import decode_clip
+
+    return decode_clip(path, wish, settings.limits, hwaccel=settings.hwaccel)

@@ -1,0 +1,226 @@
+"""The second decoder: the ffmpeg program, for hardware decoding and for files that PyAV cannot read.
+
+ffmpeg-python builds the command, nothing passes through a shell. Two runs a clip: the first lists the presentation
+times of all decoded frames, the second decodes again and lets through the chosen ones, by their number in presentation
+order (never the `fps` filter or seeking, which return other frames). Pictures arrive as PPM, each with its own size,
+turned and with square pixels, and are resized by the same code as PyAV's: on 8-bit clips with square pixels both
+decoders give the same bytes. The program is the system's ffmpeg, else the one in imageio-ffmpeg's wheel. It runs in a
+process group of its own that is killed when time is up, its output is read only as far as allowed, and it may open
+only the file itself: allow-lists of protocols and formats, as for PyAV.
+"""
+
+import contextlib
+import functools
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import IO, Any
+
+import ffmpeg
+import numpy as np
+
+from pipeline.video.decode_pyav import (
+    FALLBACK_RATE,
+    FORMATS,
+    Clip,
+    Wish,
+    default_stream,
+    open_container,
+    presentation_times,
+)
+from pipeline.video.frames import fit
+from pipeline.video.limits import DecodeFailure, Limits
+from pipeline.video.sampling import choose_frames
+
+NAME = "ffmpeg"
+_TAIL = 2000  # characters of the program's messages that are kept
+_LINE = 4096
+_INPUT = "input-name-in-hexadecimal:"
+
+
+@functools.cache
+def executable() -> str:
+    """The system's ffmpeg, else the one that imageio-ffmpeg carries. Raises DecodeFailure where there is none."""
+    found = shutil.which("ffmpeg")
+    if found:
+        return found
+    try:
+        import imageio_ffmpeg
+
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except (ImportError, RuntimeError) as error:
+        raise DecodeFailure("open", "NoFfmpeg", f"no ffmpeg program: {error}") from None
+
+
+@functools.cache
+def version() -> str:
+    first = subprocess.run([executable(), "-version"], capture_output=True, text=True, check=True, timeout=60).stdout
+    return "ffmpeg " + first.split()[2]
+
+
+def decode_clip(path: str, wish: Wish, limits: Limits | None = None, *, hwaccel: str | None = None) -> Clip:
+    """The wanted frames of the file at `path`. Raises DecodeFailure."""
+    limits = limits or Limits()
+    source = _source(path, limits, hwaccel)
+    times = presentation_times(_frame_times(source, limits), FALLBACK_RATE)
+    if not times:
+        raise DecodeFailure("decode", "NoFrames", "ffmpeg decoded no frame")
+    places = choose_frames(times, wish.num_frames, wish.start, wish.end)
+    if not places:
+        raise DecodeFailure("decode", "EmptyWindow", f"no frame in the window [{wish.start}, {wish.end}) s")
+    pictures = list(_pictures(source, places, wish, limits))
+    if len(pictures) != len(places):
+        raise DecodeFailure("decode", "Unstable", f"{len(places)} frames chosen, {len(pictures)} decoded")
+    return Clip(np.stack(pictures), np.array([times[place] - times[0] for place in places]), NAME)
+
+
+# -- the two runs
+
+
+def _source(path: str, limits: Limits, hwaccel: str | None) -> Any:
+    options = {
+        "protocol_whitelist": "file",
+        "format_whitelist": FORMATS,
+        "max_pixels": limits.max_pixels,
+        "threads": 1,
+        **({"hwaccel": hwaccel} if hwaccel else {}),
+    }
+    return ffmpeg.input(_INPUT + path.encode(errors="surrogateescape").hex(), **options)[
+        _stream_specifier(path, limits)
+    ]
+
+
+def _stream_specifier(path: str, limits: Limits) -> str:
+    """The number of the stream that PyAV would take where PyAV can read the header, else the first real video."""
+    try:
+        with open_container(path, limits) as container:
+            stream = default_stream(container)
+            return str(stream.index) if stream is not None else "V"
+    except DecodeFailure:
+        return "V"
+
+
+def _frame_times(source: Any, limits: Limits) -> list[float]:
+    """Seconds of every decoded frame, in the order in which the decoder gives them."""
+    listing = source.filter("scale", 16, 16, flags="neighbor").output(
+        "pipe:1", format="framecrc", copyts=None, enc_time_base="1/1000000", **_every_frame()
+    )
+    times: list[float] = []
+    base = Fraction(1)
+    with _running(listing, limits) as output:
+        for line in iter(lambda: output.readline(_LINE), b""):
+            if line.startswith(b"#tb 0:"):
+                base = Fraction(line.split(b":")[1].strip().decode())
+            elif not line.startswith(b"#"):
+                times.append(float(int(line.split(b",")[2]) * base))
+                if len(times) > limits.max_frames or times[-1] - times[0] > limits.max_duration:
+                    raise DecodeFailure("scan", "TooLong", f"more than {limits.max_duration:.0f} s of video")
+    return times
+
+
+def _pictures(source: Any, places: Sequence[int], wish: Wish, limits: Limits) -> Iterator[np.ndarray]:
+    """The frames with these numbers (ascending), at the encoder's size."""
+    wanted = "+".join(f"eq(n,{place})" for place in places)
+    pictures = (
+        source.filter("select", wanted)
+        .filter("scale", w="max(1,round(iw*sar))", h="ih", flags="bilinear")
+        .filter("format", "rgb24")
+        .output("pipe:1", format="image2pipe", vcodec="ppm", vframes=len(places), **_every_frame())
+    )
+    with _running(pictures, limits) as output:
+        while header := output.readline(_LINE):
+            if header.strip() != b"P6":
+                raise DecodeFailure("decode", "Unstable", "ffmpeg's pictures could not be read")
+            width, height = (int(number) for number in output.readline(_LINE).split())
+            output.readline(_LINE)  # the greatest value, 255
+            if width * height > limits.max_pixels:
+                raise DecodeFailure("decode", "TooManyPixels", f"a frame of {width} x {height}")
+            data = output.read(3 * width * height)
+            if len(data) < 3 * width * height:
+                raise DecodeFailure("decode", "Unstable", "ffmpeg's last picture is cut off")
+            yield fit(np.frombuffer(data, np.uint8).reshape(height, width, 3), wish.size)
+
+
+def _every_frame() -> dict[str, str]:
+    """The option that keeps ffmpeg from repeating or dropping frames, which was renamed in version 5.1."""
+    numbers = re.match(r"ffmpeg n?(\d+)\.(\d+)", version())
+    is_old = numbers is not None and (int(numbers[1]), int(numbers[2])) < (5, 1)
+    return {"vsync": "0"} if is_old else {"fps_mode": "passthrough"}
+
+
+# -- the process
+
+
+@contextmanager
+def _running(output: Any, limits: Limits) -> Iterator[IO[bytes]]:
+    """The program's standard output. Leaving the context ends the program; its errors become a DecodeFailure."""
+    command = output.global_args("-nostdin", "-hide_banner", "-loglevel", "error").compile(cmd=executable())
+    command = [_real_name(word) for word in command]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=_die_with_parent(),
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    messages = _Tail(process.stderr)
+    late = threading.Timer(limits.max_seconds, _kill, [process])
+    late.start()
+    try:
+        yield process.stdout
+        status = process.wait()
+    finally:
+        late.cancel()
+        _kill(process)
+        process.stdout.close()
+        process.wait()
+        messages.join()
+        process.stderr.close()
+    if status == -signal.SIGKILL:
+        raise DecodeFailure("decode", "TimeLimit", f"ffmpeg was killed after {limits.max_seconds:g} s")
+    if status != 0:
+        raise DecodeFailure("decode", "CannotOpen", messages.text() or f"ffmpeg ended with status {status}")
+
+
+def _real_name(word: str) -> str:
+    """ffmpeg-python cannot hash names that are not UTF-8, so the input's name travels through it in hexadecimal."""
+    if not word.startswith(_INPUT):
+        return word
+    return "file:" + bytes.fromhex(word.removeprefix(_INPUT)).decode(errors="surrogateescape")
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _die_with_parent() -> Any:
+    from pipeline.video.worker import die_with_parent
+
+    return die_with_parent
+
+
+class _Tail(threading.Thread):
+    """Reads a program's messages to the end and keeps the last of them."""
+
+    def __init__(self, stream: IO[bytes]):
+        super().__init__(daemon=True)
+        self._stream, self._kept = stream, b""
+        self.start()
+
+    def run(self) -> None:
+        for chunk in iter(lambda: os.read(self._stream.fileno(), 65536), b""):
+            self._kept = (self._kept + chunk)[-_TAIL:]
+
+    def text(self) -> str:
+        return " ".join(self._kept.decode(errors="replace").split())

@@ -1,0 +1,82 @@
+"""Where a clip's bytes come from: a local file, anything fsspec reads (s3://…), or a member of a tar of either kind.
+
+A local file is opened where it lies. Everything else is copied, with a bound on its size, to a temporary file that
+lives only while the clip is decoded, so that the local cache never holds more than one clip per decoding process.
+"""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.video.limits import DecodeFailure, Limits
+
+_MEMBER = re.compile(r"^(?P<tar>.+\.tar)#offset=(?P<offset>\d+)&size=(?P<size>\d+)$", re.DOTALL)
+
+
+def member_source(tar: str, offset: int, size: int) -> str:
+    """How a file inside a tar is written in a manifest: where its bytes start in the tar and how many there are."""
+    return f"{tar}#offset={offset}&size={size}"
+
+
+def local_path(source: str) -> str | None:
+    """The local file that a source lies in: itself, or the tar that it is a member of. None for what is fetched."""
+    member = _MEMBER.match(source)
+    path = member["tar"] if member else source
+    return None if "://" in path else path
+
+
+@contextmanager
+def local_file(source: str, limits: Limits) -> Iterator[str]:
+    """A local path that holds the source's bytes for as long as the context lasts. Raises DecodeFailure."""
+    member = _MEMBER.match(source)
+    if member is None and "://" not in source:
+        _require_file(source)
+        yield source
+        return
+    with tempfile.NamedTemporaryFile(prefix="clip-") as copy:
+        try:
+            if member is not None:
+                _copy(member["tar"], int(member["offset"]), int(member["size"]), copy, limits)
+            else:
+                _copy(source, 0, None, copy, limits)
+        except (OSError, ImportError, ValueError) as error:  # also where fsspec lacks the protocol
+            kind = "MissingFile" if isinstance(error, FileNotFoundError) else "CannotFetch"
+            raise DecodeFailure("fetch", kind, f"{source}: {error}") from None
+        yield copy.name
+
+
+def _require_file(path: str) -> None:
+    if not os.path.exists(path):
+        raise DecodeFailure("open", "MissingFile", "no such file")
+    if not os.path.isfile(path):  # a pipe or a device would block, or never end
+        raise DecodeFailure("open", "NotAFile", "not a regular file")
+    if os.path.getsize(path) == 0:
+        raise DecodeFailure("open", "EmptyFile", "0 bytes")
+
+
+def _copy(source: str, offset: int, size: int | None, target: Any, limits: Limits) -> None:
+    import fsspec
+
+    with fsspec.open(source, "rb") as file:
+        size = file.seek(0, os.SEEK_END) if size is None else size
+        if size > limits.max_fetch_bytes:
+            raise DecodeFailure("fetch", "TooLarge", f"{size} bytes, the limit is {limits.max_fetch_bytes}")
+        file.seek(offset)
+        shutil.copyfileobj(_Bounded(file, size), target, 1 << 20)
+        target.flush()
+
+
+class _Bounded:
+    """Reads at most `left` bytes of a file."""
+
+    def __init__(self, file: Any, left: int):
+        self._file, self._left = file, left
+
+    def read(self, size: int = -1, /) -> bytes:
+        data: bytes = self._file.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(data)
+        return data

@@ -1,0 +1,124 @@
+"""A decoding process: reads jobs from a pipe, answers each with frames or with the reason why there are none.
+
+Run by pool.py as `python -c "from pipeline.video.worker import main; main()" FD`, in a session of its own, so that it
+can be killed with everything it started, however deep in a decoder it hangs. It imports no torch and starts in a
+fraction of a second. Messages are JSON; frames follow their message as raw bytes. Nothing is ever unpickled.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from pipeline.video.frames import FrameSize
+from pipeline.video.limits import DecodeFailure, Limits
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """All that a worker needs to know. decoder: "pyav", "ffmpeg", or "pyav+ffmpeg" (see decode.py)."""
+
+    num_frames: int
+    size: FrameSize
+    decoder: str = "pyav"
+    hwaccel: str | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def clip_bytes(self) -> int:
+        return self.num_frames * self.size.height * self.size.width * 3
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "DecodeSettings":
+        values = json.loads(text)
+        return cls(**{**values, "size": FrameSize(**values["size"]), "limits": Limits(**values["limits"])})
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip. `index` is its place in the run; `source` a local path, a URL or a member of a tar (fetch.py)."""
+
+    index: int
+    source: str
+    start: float | None = None
+    end: float | None = None
+
+
+def main() -> None:
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides when we stop
+    os.nice(5)  # where encoder and decoders share the cores, a waiting encoder costs more than a waiting decoder
+    connection = Connection(int(sys.argv[1]))
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the driver has gone
+        serve(connection)
+
+
+def serve(connection: Connection) -> None:
+    """Answer batches of jobs until the pipe closes."""
+    settings = DecodeSettings.from_json(connection.recv_bytes().decode())
+    import av
+
+    av.logging.set_level(None)  # what libav has to say about damaged files stands in the failure rows
+    _limit_memory(settings.limits.max_memory_bytes)
+    connection.send_bytes(b"{}")
+    while True:
+        for job in json.loads(connection.recv_bytes()):
+            answer, frames = _answer(Job(**job), settings)
+            connection.send_bytes(json.dumps(answer).encode())
+            if frames is not None:
+                connection.send_bytes(frames)
+
+
+def _answer(job: Job, settings: DecodeSettings) -> tuple[dict[str, Any], Any]:
+    from pipeline.video.decode import decode
+
+    started = time.perf_counter()
+    try:
+        clip, decoder = decode(job, settings)
+    except DecodeFailure as failure:
+        row = {"step": failure.step, "kind": failure.kind, "message": failure.message}
+        return {"index": job.index, "failure": row}, None
+    except MemoryError:
+        row = {
+            "step": "decode",
+            "kind": "MemoryLimit",
+            "message": f"needs over {settings.limits.max_memory_bytes} bytes",
+        }
+        return {"index": job.index, "failure": row}, None
+    about = {
+        "index": job.index,
+        "shape": clip.frames.shape,
+        "times": clip.times.tolist(),
+        "method": clip.method,
+        "decoder": decoder,
+        "note": clip.note,
+        "seconds": time.perf_counter() - started,
+    }
+    return about, memoryview(np.ascontiguousarray(clip.frames).data).cast("B")
+
+
+def _limit_memory(limit: int) -> None:
+    if sys.platform == "linux":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies, even by kill -9 (Linux; elsewhere the pipe tells)."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)
