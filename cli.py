@@ -11,7 +11,6 @@ enough (coverage, verification), 2 a mistake in what was given, 130 interrupted.
 """
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,9 +23,6 @@ import typer.exceptions
 
 from pipeline.errors import BadInput, MissingData, UserError
 from pipeline.workspace import Workspace
-
-# Threads of OpenMP that wait must not spin: stage 1 shares the cores with decoding processes. Read when torch loads.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 class Commands(typer.core.TyperGroup):
@@ -204,7 +200,9 @@ def extract(
         python cli.py extract --preset msrvtt-b32 --videos /data/msrvtt --annotations /data/msrvtt_csv
         python cli.py extract --dataset vatex --retry-failed all
     """
-    from pipeline.commands.extract import dataset_manifest, extract_manifest, measure_rates, source_manifest
+    from pipeline.datasets.manifests import dataset_manifest, source_manifest
+    from pipeline.extract.benchmark import benchmark as measure_rates
+    from pipeline.extract.corpus import extract_manifest
     from pipeline.extract.settings import ExtractSettings
     from pipeline.video.limits import Limits
 
@@ -382,9 +380,9 @@ def index(
         python cli.py index --factory HNSW32 --search efSearch=128
         python cli.py index --run zero-shot
     """
-    from pipeline.commands.retrieval import build_corpus_index, choose_spec
     from pipeline.resolve import choose_head, choose_store
     from pipeline.retrieve.autotune import Need
+    from pipeline.retrieve.corpus import build_corpus_index, choose_spec
     from pipeline.retrieve.index import IndexSpec
 
     place = Workspace.locate(workspace)
@@ -429,8 +427,8 @@ def evaluate(
         python cli.py evaluate --index --report
         python cli.py evaluate --run zero-shot --memory-limit 500MB
     """
-    from pipeline.commands.retrieval import evaluate_chosen, results_table
     from pipeline.evaluate.evaluation import Options
+    from pipeline.evaluate.run import evaluate_chosen, results_table
     from pipeline.resolve import choose_head, choose_store
 
     place = Workspace.locate(workspace)
@@ -462,7 +460,7 @@ def search(
         python cli.py search "a red ring moves left, then a blue star grows"
         python cli.py search "a dog barks" --top 3 --json
     """
-    from pipeline.commands.retrieval import search
+    from pipeline.retrieve.retriever import search
 
     found = search(Workspace.locate(workspace), queries, corpus=corpus, top=top, shortlist=shortlist)
     hits = [[{"video_id": hit.video_id, "path": hit.path, "score": hit.score} for hit in hits] for hits in found]
@@ -495,12 +493,14 @@ def reindex(
         python cli.py reindex --list
         python cli.py reindex --rollback
     """
-    from pipeline.commands import retrieval
+    from pipeline.commands.reindex import reindex as reindex_corpus
+    from pipeline.retrieve.corpus import generations
+    from pipeline.retrieve.retriever import only_corpus
 
     more = "--corpus, --delete, --run"
     exclusive({"--list": list_, "--rollback": rollback, "--prune": prune, more: corpus or delete or run})
     place = Workspace.locate(workspace)
-    store = retrieval.generations(place, name or retrieval.only_corpus(place))
+    store = generations(place, name or only_corpus(place))
     if store.current() is None:
         raise MissingData(f"no index of {name}", fix="run `python cli.py index` first")
     if list_:
@@ -520,7 +520,7 @@ def reindex(
             raise BadInput(
                 "nothing to do", fix="give --corpus DIR, --delete ID, --run RUN, --list, --rollback or --prune N"
             )
-        result = retrieval.reindex(place, corpus=corpus, delete=delete or [], name=name, run=run, say=say)
+        result = reindex_corpus(place, corpus=corpus, delete=delete or [], name=name, run=run, say=say)
         text = (
             f"{result.generation}: {result.added} added, {result.deleted} deleted, {result.total} in all ({result.how})"
         )

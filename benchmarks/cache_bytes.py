@@ -17,9 +17,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.clip.activations import TOKEN_DTYPES, cache_bytes, token_bytes
+from pipeline.clip.activations import TOKEN_DTYPES, token_bytes
 from pipeline.clip.encoder import Encoder, load_encoder
-from pipeline.commands.extract import dataset_manifest
+from pipeline.datasets.manifests import dataset_manifest
+from pipeline.extract.cache_size import cache_bytes
 from pipeline.extract.driver import extract
 from pipeline.extract.settings import ExtractSettings
 from pipeline.presets import get_preset

@@ -24,9 +24,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pipeline.frame_size import FrameSize
 from pipeline.video.decode_ffmpeg import executable
 from pipeline.video.decode_pyav import Wish, decode_clip
-from pipeline.video.frames import FrameSize, fit
+from pipeline.video.frames import fit
 from pipeline.video.sampling import middle_indices
 
 SIZE, FRAMES, RATE = FrameSize(224, 224), 12, 30

@@ -15,8 +15,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.clip.encoder import Encoder, load_encoder
+from pipeline.frame_size import FrameSize
 from pipeline.video import decode_ffmpeg, decode_pyav
-from pipeline.video.frames import FrameSize
 from pipeline.video.limits import DecodeFailure
 
 

@@ -21,16 +21,18 @@ import faiss
 import numpy as np
 import torch
 
+from pipeline.evaluate.rank_counts import score_grid
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dits_head.config import HeadConfig
 from dits_head.head import build_head
+from dits_head.inference import pool_videos
 from pipeline.evaluate.index_loss import IndexedGallery, evaluate_index
 from pipeline.evaluate.rank_counts import best_videos
 from pipeline.retrieve.exact_search import normalised
 from pipeline.retrieve.index import IndexSpec, build, training_rows
 from pipeline.retrieve.scorer import Scorer
-from pipeline.retrieve.vectors import pool_videos
 from pipeline.stores.features import VideoFeatures
 
 FRAMES, DIM, CLUSTERS = 12, 512, 2000
@@ -65,7 +67,7 @@ def compare_stages(videos: VideoFeatures, texts: np.ndarray, own: np.ndarray, sh
     vectors, seconds = timed(lambda: pool_videos(head, videos))
     print(f"pooled {len(videos)} videos in {seconds:.0f} s", flush=True)
     scorer = Scorer(head, videos)
-    best, exhaustive = timed(lambda: best_videos(scorer.grid(texts, own)))
+    best, exhaustive = timed(lambda: best_videos(score_grid(scorer, texts, own)))
     index = build(normalised(vectors).astype(np.float16), IndexSpec())
     gallery = IndexedGallery(index, np.arange(len(videos)), 0, {})
     found = evaluate_index(scorer, gallery, texts, own, best, shortlist=shortlist)

@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.evaluate.rank_counts import score_grid
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -53,7 +55,7 @@ def ours(texts: int, videos: int):
     head, text, frames = case(texts, videos)
     features = video_features(frames.numpy())
     yield "ready"
-    yield Scorer(head, features).grid(text.numpy(), np.arange(texts) % videos).full()
+    yield score_grid(Scorer(head, features), text.numpy(), np.arange(texts) % videos).full()
 
 
 def rival(texts: int, videos: int):

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.video.frames import FrameSize
+from pipeline.frame_size import FrameSize
 
 SHARED_VIDEOS = Path(__file__).resolve().parents[2] / "shared" / "videos"
 BITS = 10  # two rows of five blocks

@@ -3,12 +3,9 @@
 Notation: N frames or sentences, L tokens, W width of the tower.
 """
 
-import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +15,6 @@ from pipeline.errors import BadInput
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.clip.encoder import Encoder
-    from pipeline.extract.settings import ExtractSettings
-    from pipeline.stores.manifest import Manifest
 
 TOKEN_DTYPES = ("float16", "int8")
 
@@ -85,15 +79,6 @@ def stored_tokens(tokens: np.ndarray, dtype: str, name: str) -> dict[str, np.nda
     return {f"{name}s": values, f"{name}_scale": scale}
 
 
-def cache_bytes(encoder: "Encoder", manifest: "Manifest", num_frames: int, dtype: str) -> int:
-    """Bytes that the activations of a manifest will take on disk: every frame's tokens, every caption's own length."""
-    from pipeline.clip.text import tokenise
-
-    captions = [caption for entry in manifest.entries for caption in entry.captions]
-    text_tokens = int(tokenise(encoder, captions)[1].sum()) if captions else 0
-    return token_bytes(encoder.model, len(manifest.entries) * num_frames, text_tokens, dtype)
-
-
 def token_bytes(model: Any, frames: int, text_tokens: int, dtype: str) -> int:
     """Bytes of the activations that enter one depth of both towers: all tokens of so many frames, and text tokens.
 
@@ -102,22 +87,6 @@ def token_bytes(model: Any, frames: int, text_tokens: int, dtype: str) -> int:
     length, width = model.visual.positional_embedding.shape
     values = frames * length * width + text_tokens * _text_width(model)
     return 2 * values if dtype == "float16" else values + 2 * (frames * length + text_tokens)
-
-
-def require_room(needed: int, store: Path, settings: "ExtractSettings") -> None:
-    """Say how many bytes the cache takes; BadInput where the disk has not that much (unless `accept_size`)."""
-    folder = next(parent for parent in (store, *store.parents) if parent.exists())
-    free = shutil.disk_usage(folder).free
-    print(
-        f"cached activations: {needed / 1e9:.2f} GB, {free / 1e9:.1f} GB free at {folder}", file=sys.stderr, flush=True
-    )
-    if needed > free and not settings.accept_size:
-        raise BadInput(
-            f"the activations of the top {settings.cache_blocks} blocks do not fit on the disk",
-            expected=f"{needed / 1e9:.1f} GB",
-            got=f"{free / 1e9:.1f} GB free at {folder}",
-            fix="free some space, give --token-dtype int8 (half the size) or --workspace elsewhere, or --yes",
-        )
 
 
 def _text_width(model: Any) -> int:

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import BadInput
-from pipeline.video.frames import FrameSize
+from pipeline.frame_size import FrameSize
 
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.extract.settings import ExtractSettings
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 PARITY = 0.999  # the least cosine between a frame's embeddings in half and in full precision
@@ -135,17 +134,6 @@ def load_encoder(
     probe = encoder.embed_frames(np.zeros((1, *encoder.image_size, 3), np.uint8))
     settings |= {"dtype": name, "embed_dim": int(probe.shape[1])}
     return encoder
-
-
-def encoder_for(settings: "ExtractSettings") -> Encoder:
-    """The encoder that an extraction's settings name."""
-    return load_encoder(
-        settings.model,
-        settings.pretrained,
-        device=settings.device,
-        precision=settings.precision,
-        quick_gelu=settings.quick_gelu,
-    )
 
 
 def _describe_preprocessing(preprocess: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ elsewhere, are left uncut.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.clip.long_captions import average_windows, windows_of
 from pipeline.errors import BadInput
@@ -18,11 +18,22 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.clip.activations import Captured
-    from pipeline.clip.encoder import Encoder
+
+
+class TextEncoder(Protocol):
+    """What this module asks of an encoder; `pipeline.clip.encoder.Encoder` is one."""
+
+    model: Any
+    tokenizer: Any
+    device: Any
+    settings: dict[str, Any]
+
+    @property
+    def dim(self) -> int: ...
 
 
 def embed_sentences(
-    encoder: "Encoder", sentences: Sequence[str], batch_size: int, long_captions: str = "cut"
+    encoder: TextEncoder, sentences: Sequence[str], batch_size: int, long_captions: str = "cut"
 ) -> "torch.Tensor":
     """N sentences -> (N, D) float32 on the CPU; `long_captions` says what becomes of those that are too long."""
     if long_captions == "windows":
@@ -30,7 +41,7 @@ def embed_sentences(
     return encode_sentences(encoder, sentences, batch_size)[0]
 
 
-def _embed_windows(encoder: "Encoder", sentences: Sequence[str], batch_size: int) -> "torch.Tensor":
+def _embed_windows(encoder: TextEncoder, sentences: Sequence[str], batch_size: int) -> "torch.Tensor":
     import torch
 
     require_windows(encoder)
@@ -45,7 +56,7 @@ def _embed_windows(encoder: "Encoder", sentences: Sequence[str], batch_size: int
     return whole[[row_of[sentence] for sentence in sentences]]
 
 
-def require_windows(encoder: "Encoder") -> None:
+def require_windows(encoder: TextEncoder) -> None:
     """Raises BadInput where the text tower does not read CLIP's tokens, of which windows are made."""
     from open_clip.tokenizer import SimpleTokenizer
 
@@ -57,7 +68,7 @@ def require_windows(encoder: "Encoder") -> None:
 
 
 def encode_sentences(
-    encoder: "Encoder", sentences: Sequence[str], batch_size: int, cache_blocks: int = 0
+    encoder: TextEncoder, sentences: Sequence[str], batch_size: int, cache_blocks: int = 0
 ) -> "tuple[torch.Tensor, list[np.ndarray]]":
     """N sentences -> embeddings (N, D) float32 on the CPU and, for `cache_blocks` > 0, what entered so many of the top
     blocks: N arrays (length of the sentence, W) float16."""
@@ -73,7 +84,7 @@ def encode_sentences(
 
 
 def _encode_tokens(
-    encoder: "Encoder", tokens: "torch.Tensor", lengths: "torch.Tensor", batch_size: int, cache_blocks: int = 0
+    encoder: TextEncoder, tokens: "torch.Tensor", lengths: "torch.Tensor", batch_size: int, cache_blocks: int = 0
 ) -> "tuple[torch.Tensor, dict[int, np.ndarray]]":
     """Tokens (N, L) of which (N,) matter -> (N, D) float32 on the CPU, and {row: what entered the top blocks}."""
     import torch
@@ -93,13 +104,13 @@ def _encode_tokens(
     return embeds, activations
 
 
-def tokenise(encoder: "Encoder", sentences: Sequence[str]) -> "tuple[torch.Tensor, torch.Tensor]":
+def tokenise(encoder: TextEncoder, sentences: Sequence[str]) -> "tuple[torch.Tensor, torch.Tensor]":
     """Token ids (N, context) and how many of each row's can matter (N,): all, where the tower is not causal."""
     tokens = encoder.tokenizer(list(sentences))
     return tokens, _mattering(encoder, tokens)
 
 
-def _mattering(encoder: "Encoder", tokens: "torch.Tensor") -> "torch.Tensor":
+def _mattering(encoder: TextEncoder, tokens: "torch.Tensor") -> "torch.Tensor":
     import torch
 
     tower = cuttable_tower(encoder.model)

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from pipeline.commands.extract import dataset_manifest, extract_manifest
-from pipeline.commands.retrieval import build_corpus_index, evaluate_chosen, results_table
+from pipeline.datasets.manifests import dataset_manifest
 from pipeline.evaluate.evaluation import Options, compare
+from pipeline.evaluate.run import evaluate_chosen, results_table
+from pipeline.extract.corpus import extract_manifest
 from pipeline.extract.settings import ExtractSettings
 from pipeline.resolve import ZERO_SHOT, choose_head, choose_store
+from pipeline.retrieve.corpus import build_corpus_index
 from pipeline.retrieve.index import IndexSpec
 from pipeline.train.loop import TrainSettings
 from pipeline.train.run import head_config, recipe, train_head

@@ -184,10 +184,10 @@ def _shared_files(manifest: Manifest) -> Check:
 
 def _unreadable(manifest: Manifest, workers: int) -> dict[str, str]:
     """Video id -> why no frame of it can be had. Decoding runs in processes that may crash, hang or eat memory."""
-    from pipeline.video.frames import FrameSize
+    from pipeline.frame_size import FrameSize
+    from pipeline.video.job import DecodeSettings, Job
     from pipeline.video.limits import DecodeFailure
     from pipeline.video.pool import DecodePool
-    from pipeline.video.worker import DecodeSettings, Job
 
     jobs = [Job(number, manifest.resolve(entry)) for number, entry in enumerate(manifest.entries)]
     with DecodePool(jobs, DecodeSettings(num_frames=1, size=FrameSize(32, 32)), workers) as pool:

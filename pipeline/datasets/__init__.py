@@ -1,4 +1,8 @@
-"""The data sets, each brought into one manifest. To add one, see CONTRIBUTING: a file of `annotate`, a line here."""
+"""Data sets, folders, lists, tars and URLs, each brought into one manifest.
+
+Belongs here: what an annotation file or a listing says. Does not: anything about frames or features. To add a data
+set, see CONTRIBUTING: a file of `annotate`, a line here.
+"""
 
 import inspect
 from collections.abc import Callable, Mapping

@@ -15,8 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.errors import BadInput, MissingData
-from pipeline.extract.driver import SKIPPED
-from pipeline.stores.manifest import SPLITS, Manifest, VideoEntry
+from pipeline.stores.manifest import SKIPPED, SPLITS, Manifest, VideoEntry
 from pipeline.video.fetch import member_source
 
 VIDEO_SUFFIXES = frozenset(

@@ -21,7 +21,7 @@ from pipeline.errors import BadInput, MissingData
 from pipeline.evaluate.bootstrap import intervals, paired_difference
 from pipeline.evaluate.index_loss import IndexedGallery, evaluate_index
 from pipeline.evaluate.metrics import TIES, Counts, Ties, query_ranks, summarise, tie_line
-from pipeline.evaluate.rank_counts import GridCounts, count_grid
+from pipeline.evaluate.rank_counts import GridCounts, count_grid, score_grid
 from pipeline.evaluate.score_normalisation import dual_softmax, query_bank
 from pipeline.retrieve.scorer import DEFAULT_MEMORY, MB, RetrievalHead, Scorer, bytes_beside, head_fingerprint
 from pipeline.stores.atomic import read_json, write_json
@@ -102,7 +102,7 @@ def evaluate(
     scorer = Scorer(head, videos, memory_limit=options.memory_limit - beside)
     needed = scorer.bytes_needed + beside
     say(f"exhaustive: {len(texts)} texts x {len(videos)} videos, needs {needed / MB:.0f} MB of memory")
-    grid = scorer.grid(texts.text_embeds, own)
+    grid = score_grid(scorer, texts.text_embeds, own)
     if options.post:  # later passes read the scores again
         grid = grid.kept(options.memory_limit - needed)
     counts = count_grid(grid)
@@ -178,7 +178,7 @@ def _normalised_rows(
     if "query-bank" in options.post:
         if bank is None or not len(bank):
             raise BadInput("query-bank normalisation needs texts of the training split", got="none")
-        bank_grid = scorer.grid(bank.text_embeds, np.zeros(len(bank), np.int64))
+        bank_grid = score_grid(scorer, bank.text_embeds, np.zeros(len(bank), np.int64))
         t2v = count_grid(query_bank(grid, bank_grid, counts.top)).t2v
         name = f"t2v query-bank normalisation (bank of {len(bank)} training texts)"
         rows[name] = summarise(t2v, counts.videos, options.ties)

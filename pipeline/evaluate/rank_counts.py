@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import BadInput
 from pipeline.evaluate.metrics import Counts, Ints, count_rows, refuse_nan
+from pipeline.retrieve.scorer import Scorer
 
 TILE = 256  # texts and videos a tile; constant on purpose (see above)
 
@@ -85,6 +86,12 @@ class Grid:
                     tile = self.checked_tile(texts, videos)
                     right[rows] = tile[rows - texts.start, self.text_to_video[rows] - videos.start]
         return right
+
+
+def score_grid(scorer: Scorer, text_embeds: NDArray[Any], text_to_video: NDArray[np.int64]) -> Grid:
+    """The (T, V) scores of texts (T, D), ordered by video, with the scorer's gallery, as tiles."""
+    texts = scorer.texts(text_embeds)
+    return Grid(text_to_video, len(scorer.videos), lambda rows, columns: scorer.tile(texts, rows, columns))
 
 
 def grid_from_matrix(sims: Scores, text_to_video: Ints, tile: int = TILE) -> Grid:
@@ -170,3 +177,10 @@ def _count_columns(columns: Scores, mine: NDArray[np.bool_], best: Scores, place
 
 def _stack(counts: Counts) -> Ints:
     return np.stack([counts.better, counts.tied, counts.tied_before])
+
+
+def counts_of(head: Any, videos: Any, text_embeds: np.ndarray, own: np.ndarray) -> tuple[Any, np.ndarray]:
+    """GridCounts of texts (T, D) against a gallery, and `own` (T,), their videos' rows, in the order of the counts."""
+
+    order = np.argsort(own, kind="stable")
+    return count_grid(score_grid(Scorer(head, videos), text_embeds[order], own[order])), own[order]

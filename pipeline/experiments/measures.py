@@ -12,18 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.commands.extract import embed_queries
+from dits_head.inference import align_texts
+from pipeline.clip.stored import embed_queries
 from pipeline.evaluate.corruption import DAMAGE, damage_captions, keep_frames
 from pipeline.evaluate.metrics import summarise
 from pipeline.evaluate.modality_gap import RelevantPairs
+from pipeline.evaluate.rank_counts import counts_of
 from pipeline.experiments.cost import cost
-from pipeline.experiments.runs import counts_of
 from pipeline.experiments.tables import FRAMES_LEFT, WORDS_PERCENT
+from pipeline.fingerprint import fingerprint
 from pipeline.resolve import Chosen, ChosenHead
-from pipeline.retrieve.vectors import align_texts
 from pipeline.stores.atomic import atomic_write
 from pipeline.stores.features import TextFeatures, VideoFeatures, text_to_video
-from pipeline.workspace import Workspace, fingerprint
+from pipeline.workspace import Workspace
 
 SEED = 24  # of the damage: one for all runs, so that they meet the same
 TEXTS, REPEATS = 1000, 5  # of an alignment that is timed

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.evaluate.rank_counts import counts_of
 from pipeline.experiments.tables import SYSTEMS
 from pipeline.stores.atomic import read_json, write_json
 from pipeline.workspace import Workspace
@@ -96,8 +97,8 @@ def _in_processes(jobs: int, task: Callable[..., None], calls: Collection[tuple[
 def features_id(chosen: Any) -> str:
     """Which features a run is made from, and the preset that they bring: other videos, splits or captions, another
     encoder or another recipe of the head must not be taken for what an earlier run was made of."""
+    from pipeline.fingerprint import fingerprint
     from pipeline.train.run import preset_of
-    from pipeline.workspace import fingerprint
 
     videos, texts = chosen.store.videos(mmap=True), chosen.store.texts()
     about = {
@@ -114,7 +115,7 @@ def run_name(spec: RunSpec) -> str:
     """The folder of a run: the system, the seed, and a fingerprint of the features and of all settings, also those left
     at a default."""
     from dits_head.config import HeadConfig
-    from pipeline.workspace import fingerprint
+    from pipeline.fingerprint import fingerprint
 
     system = SYSTEMS[spec.system]
     head = HeadConfig(dim=1, **{**spec.head, **system.head}).to_dict()
@@ -263,15 +264,6 @@ def _test_task(spec: RunSpec) -> None:
         "peak_mb": peak_memory_mb(),
     }
     write_json(_kept(spec, "test"), result)
-
-
-def counts_of(head: Any, videos: Any, text_embeds: np.ndarray, own: np.ndarray) -> tuple[Any, np.ndarray]:
-    """GridCounts of texts (T, D) against a gallery, and `own` (T,), their videos' rows, in the order of the counts."""
-    from pipeline.evaluate.rank_counts import count_grid
-    from pipeline.retrieve.scorer import Scorer
-
-    order = np.argsort(own, kind="stable")
-    return count_grid(Scorer(head, videos).grid(text_embeds[order], own[order])), own[order]
 
 
 def _measure_task(spec: RunSpec, name: str) -> None:

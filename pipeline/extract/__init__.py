@@ -1,10 +1,5 @@
-"""Stage 1: videos and captions in, CLIP features out. Which frames (sampling), decoders, encoder, driver.
+"""Stage 1: a manifest of videos and captions in, a feature store out.
 
-Encoder and decoding processes share the cores of a machine without a GPU. By default OpenMP's threads spin while they
-wait for each other, and steal the cores from the decoders that they wait for: a small encoder then ran 13 times slower
-on two busy cores. The policy is read when torch is loaded, so it is set here, before stage 1 imports it.
+Belongs here: the work on one shard, the run over all of them, what it costs. Does not: decoding (`pipeline.video`),
+encoders (`pipeline.clip`), file formats (`pipeline.stores`).
 """
-
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

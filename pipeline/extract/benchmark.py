@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.clip.encoder import Encoder, encoder_for
+from pipeline.clip.encoder import Encoder
 from pipeline.errors import BadInput
 from pipeline.extract.driver import extract
-from pipeline.extract.settings import ExtractSettings
+from pipeline.extract.settings import ExtractSettings, encoder_for
 from pipeline.stores.manifest import Manifest
+from pipeline.video.job import Job
 from pipeline.video.pool import Decoded, DecodePool
-from pipeline.video.worker import Job
 
 
 @dataclass(frozen=True)

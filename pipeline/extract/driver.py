@@ -22,19 +22,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.clip.activations import cache_bytes, require_cacheable, require_room, stored_tokens
-from pipeline.clip.encoder import Encoder, encoder_for
+from pipeline.clip.activations import require_cacheable, stored_tokens
+from pipeline.clip.encoder import Encoder
 from pipeline.clip.text import encode_sentences, require_windows
 from pipeline.errors import BadInput, UserError
-from pipeline.extract.settings import ExtractSettings
+from pipeline.extract.cache_size import cache_bytes, require_room
+from pipeline.extract.settings import ExtractSettings, encoder_for
 from pipeline.stores.features import Failure, FeatureStore
-from pipeline.stores.manifest import Manifest, VideoEntry
+from pipeline.stores.manifest import SKIPPED, Manifest, VideoEntry
 from pipeline.stores.shards import Ragged, read_shard
+from pipeline.video.job import Job
 from pipeline.video.limits import DecodeFailure
 from pipeline.video.pool import Decoded, DecodePool
-from pipeline.video.worker import Job
-
-SKIPPED = "skipped_files"  # key of Manifest.protocol: [{"path", "reason"}], files of a folder that are no videos
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.clip.activations import TOKEN_DTYPES
+from pipeline.clip.encoder import Encoder, load_encoder
 from pipeline.errors import BadInput
+from pipeline.frame_size import FrameSize
+from pipeline.stores.atomic import read_json
+from pipeline.stores.features import FeatureStore
 from pipeline.stores.shards import SUFFIXES
-from pipeline.video.frames import FrameSize
+from pipeline.video.job import DecodeSettings
 from pipeline.video.limits import Limits
 from pipeline.video.sampling import RULE
-from pipeline.video.worker import DecodeSettings
 
 DECODERS = ("pyav", "ffmpeg")
 LONG_CAPTIONS = ("cut", "windows")
@@ -112,3 +115,35 @@ def decoder_version(chain: str) -> str:
 
     versions: dict[str, Callable[[], str]] = {"pyav": decode_pyav.version, "ffmpeg": decode_ffmpeg.version}
     return "; ".join(versions[name]() for name in chain.split("+"))
+
+
+def settings_of(store: FeatureStore) -> ExtractSettings:
+    """The settings that extract more of the same into a store."""
+    about = read_json(store.path / "encoder.json")
+    decoders = str(store.settings["decoder"]).split("+")
+    return ExtractSettings(
+        model=about["model"],
+        pretrained=about["pretrained"],
+        quick_gelu=store.settings["activation"] == "quickgelu",
+        long_captions=store.settings.get("long_captions", "cut"),
+        precision=store.settings["dtype"],
+        num_frames=store.num_frames,
+        decoder=decoders[0],
+        allow_mixed_decoders=len(decoders) > 1,
+        hwaccel=about.get("hwaccel"),
+        limits=Limits(**about.get("limits", {})),
+        shard_format=store.shard_format,
+        min_coverage=0.0,
+        **store.cache_settings,
+    )
+
+
+def encoder_for(settings: ExtractSettings) -> Encoder:
+    """The encoder that an extraction's settings name."""
+    return load_encoder(
+        settings.model,
+        settings.pretrained,
+        device=settings.device,
+        precision=settings.precision,
+        quick_gelu=settings.quick_gelu,
+    )

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from dits_head.head import RetrievalHead
 from pipeline.errors import BadInput, FingerprintMismatch
-from pipeline.evaluate.rank_counts import Grid
 from pipeline.stores.features import VideoFeatures
 
 MB = 1_000_000
@@ -96,15 +95,10 @@ class Scorer:
 
     # -- scores --------------------------------------------------------------------------------------------------------
 
-    def grid(self, text_embeds: NDArray[Any], text_to_video: NDArray[np.int64]) -> Grid:
-        """The (T, V) scores as tiles, texts ordered by video."""
-        texts = self.texts(text_embeds)
-
-        def score(rows: slice, columns: slice) -> NDArray[np.float32]:
-            start, prepared = self._prepared_block(columns)
-            return self._numpy(texts[rows], prepared[columns.start - start : columns.stop - start])
-
-        return Grid(text_to_video, len(self.videos), score)
+    def tile(self, texts: torch.Tensor, rows: slice, columns: slice) -> NDArray[np.float32]:
+        """Scores of a slice of prepared `texts` with a slice of the gallery that lies within one block."""
+        start, prepared = self._prepared_block(columns)
+        return self._numpy(texts[rows], prepared[columns.start - start : columns.stop - start])
 
     def full(self, text_embeds: NDArray[Any]) -> NDArray[np.float32]:
         """Scores of a few texts with every video, (T, V)."""

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import BadInput, FingerprintMismatch, MissingData
+from pipeline.fingerprint import describe_difference
 from pipeline.retrieve.index import IndexSpec, VectorIndex, read
 from pipeline.retrieve.scorer import DEFAULT_MEMORY, RetrievalHead, Scorer, head_fingerprint
 from pipeline.stores.features import FeatureStore, VideoFeatures
 from pipeline.stores.generations import Generation, GenerationStore
-from pipeline.workspace import describe_difference
 
 SHORTLIST = 50
 _PAIRS_AT_ONCE = 4096  # candidates gathered at a time: 50 to 60 KB each for 12 x 512

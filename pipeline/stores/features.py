@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import BadInput, FingerprintMismatch, MissingData, StoreBusy
+from pipeline.fingerprint import describe_difference, fingerprint
 from pipeline.stores.atomic import atomic_write, read_json, remove_temporaries, write_json
 from pipeline.stores.mapped import MappedRagged, MappedRows
 from pipeline.stores.shards import SUFFIXES, Column, read_marker, read_shard, verify_shard, write_shard
-from pipeline.workspace import describe_difference, fingerprint
 
 FORMAT_VERSION = 1
 

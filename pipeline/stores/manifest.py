@@ -28,6 +28,7 @@ _SCHEMA = pa.schema(
         ("end", pa.float64()),
     ]
 )
+SKIPPED = "skipped_files"  # key of Manifest.protocol: [{"path", "reason"}], files of a folder that are no videos
 
 
 @dataclass(frozen=True)

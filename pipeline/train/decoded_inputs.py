@@ -17,9 +17,9 @@ from pipeline.clip.encoder import Encoder
 from pipeline.clip.text import tokenise
 from pipeline.errors import BadInput
 from pipeline.video.fetch import local_path
+from pipeline.video.job import DecodeSettings, Job
 from pipeline.video.limits import DecodeFailure
 from pipeline.video.pool import Decoded, DecodePool
-from pipeline.video.worker import DecodeSettings, Job
 
 
 def require_files(sources: Sequence[str]) -> None:

@@ -16,8 +16,9 @@ from lightning_fabric import Fabric
 from dits_head.clip_top import depth
 from dits_head.config import HeadConfig
 from dits_head.joint import JointModel, layerwise_groups
-from pipeline.commands.extract import encoder_of
+from pipeline.clip.stored import encoder_of
 from pipeline.errors import BadInput
+from pipeline.fingerprint import fingerprint
 from pipeline.resolve import Chosen, remember_store
 from pipeline.stores import checkpoints
 from pipeline.stores.atomic import atomic_write
@@ -37,7 +38,7 @@ from pipeline.train.run import (
     summary,
     validation_metrics,
 )
-from pipeline.workspace import Workspace, fingerprint
+from pipeline.workspace import Workspace
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dits_head.clip_top import ClipTop, LowerBlocks
-from pipeline.clip.encoder import Encoder, encoder_for
+from pipeline.clip.encoder import Encoder
 from pipeline.clip.loading import ACTIVATION, weights_digest
+from pipeline.clip.stored import encoder_of, remember_tuned_encoder
 from pipeline.clip.whole_clip import WholeClip
-from pipeline.commands.extract import encoder_of, remember_tuned_encoder, settings_of
 from pipeline.errors import BadInput, UserError
 from pipeline.extract.driver import extract
-from pipeline.extract.settings import ExtractSettings
+from pipeline.extract.settings import ExtractSettings, encoder_for, settings_of
 from pipeline.resolve import Chosen
 from pipeline.stores.atomic import atomic_write
 from pipeline.stores.features import FeatureStore, TextFeatures, VideoFeatures
@@ -29,7 +29,7 @@ from pipeline.stores.manifest import Manifest, VideoEntry, read_manifest
 from pipeline.train.cached_inputs import TokenCache
 from pipeline.train.decoded_inputs import DecodedInputs, require_files
 from pipeline.train.joint_batches import Inputs, embed_texts, embed_videos
-from pipeline.video.worker import Job
+from pipeline.video.job import Job
 from pipeline.workspace import Workspace
 
 

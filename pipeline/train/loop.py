@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import BadInput, FingerprintMismatch
+from pipeline.fingerprint import describe_difference
 from pipeline.stores import checkpoints
 from pipeline.stores.atomic import atomic_write
 from pipeline.train.batches import epoch_batches
-from pipeline.workspace import describe_difference
 
 Scores = dict[str, float]
 Validate = Callable[[Any], Mapping[str, float]]

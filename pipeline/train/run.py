@@ -17,17 +17,18 @@ from lightning_fabric.loggers import TensorBoardLogger
 from dits_head.config import HeadConfig
 from dits_head.distill import Student
 from dits_head.head import RetrievalHead, build_head
+from dits_head.inference import align_texts
 from pipeline.errors import BadInput, FingerprintMismatch
 from pipeline.evaluate.metrics import retrieval_metrics
+from pipeline.fingerprint import describe_difference, fingerprint
 from pipeline.presets import PRESETS
 from pipeline.resolve import Chosen, open_head
-from pipeline.retrieve.vectors import align_texts
 from pipeline.stores import checkpoints
 from pipeline.stores.atomic import read_json
 from pipeline.train.batches import BatchSource, PairData, training_features
 from pipeline.train.distill import TeacherSource
 from pipeline.train.loop import Progress, RunState, Source, TrainSettings, parameter_groups, train
-from pipeline.workspace import Workspace, describe_difference, fingerprint
+from pipeline.workspace import Workspace
 
 NARROW = 256  # width of a head below which threads do not pay
 

@@ -5,8 +5,8 @@ decoders were allowed: then the ffmpeg program tries it, and the answer records 
 """
 
 from pipeline.video.decode_pyav import Clip, Wish
+from pipeline.video.job import DecodeSettings, Job
 from pipeline.video.limits import DecodeFailure
-from pipeline.video.worker import DecodeSettings, Job
 
 DECODERS = ("pyav", "ffmpeg", "pyav+ffmpeg")
 _TRY_THE_OTHER = frozenset({"CannotOpen", "UnknownCodec", "NoFrames", "Unstable"})

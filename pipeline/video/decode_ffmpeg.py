@@ -205,7 +205,7 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _die_with_parent() -> Any:
-    from pipeline.video.worker import die_with_parent
+    from pipeline.video.process import die_with_parent
 
     return die_with_parent
 

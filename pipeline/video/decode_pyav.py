@@ -28,8 +28,9 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
+from pipeline.frame_size import FrameSize
 from pipeline.video.bitstream import inspect, nal_length_size
-from pipeline.video.frames import FrameSize, fit, is_quarter_turn, turn
+from pipeline.video.frames import fit, is_quarter_turn, turn
 from pipeline.video.limits import DecodeFailure, Limits
 from pipeline.video.packet_selection import PacketRow, Run, plan_runs, shown_order
 from pipeline.video.sampling import choose_frames

@@ -6,34 +6,14 @@ nothing is computed that is then thrown away. Normalisation is left to the encod
 """
 
 import struct
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from pipeline.frame_size import FrameSize
+
 FrameArray = np.ndarray  # (H, W, 3) uint8, RGB
-
-
-@dataclass(frozen=True)
-class FrameSize:
-    """What an encoder wants. mode: "shortest" (shorter side, then centre crop) or "squash" (aspect not kept)."""
-
-    height: int
-    width: int
-    mode: str = "shortest"
-    interpolation: str = "bicubic"
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("shortest", "squash"):
-            raise ValueError(f"resize mode must be 'shortest' or 'squash', got {self.mode!r}")
-        if self.interpolation not in ("bicubic", "bilinear"):
-            raise ValueError(f"interpolation must be 'bicubic' or 'bilinear', got {self.interpolation!r}")
-
-    def describe(self) -> dict[str, Any]:
-        """For the store's fingerprint."""
-        return {"size": [self.height, self.width], "resize": self.mode, "interpolation": self.interpolation}
 
 
 def fit(image: FrameArray, size: FrameSize, pixel_aspect: Fraction = Fraction(1)) -> FrameArray:

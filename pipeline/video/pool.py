@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.video.job import DecodeSettings, Job
 from pipeline.video.limits import DecodeFailure
-from pipeline.video.worker import DecodeSettings, Job
 
 _BUFFER_BYTES = 96 << 20
 _BATCH_BYTES = 4 << 20

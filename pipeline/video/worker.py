@@ -6,53 +6,19 @@ fraction of a second. Messages are JSON; frames follow their message as raw byte
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
-from pipeline.video.frames import FrameSize
-from pipeline.video.limits import DecodeFailure, Limits
-
-
-@dataclass(frozen=True)
-class DecodeSettings:
-    """All that a worker needs to know. decoder: "pyav", "ffmpeg", or "pyav+ffmpeg" (see decode.py)."""
-
-    num_frames: int
-    size: FrameSize
-    decoder: str = "pyav"
-    hwaccel: str | None = None
-    limits: Limits = field(default_factory=Limits)
-
-    @property
-    def clip_bytes(self) -> int:
-        return self.num_frames * self.size.height * self.size.width * 3
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "DecodeSettings":
-        values = json.loads(text)
-        return cls(**{**values, "size": FrameSize(**values["size"]), "limits": Limits(**values["limits"])})
-
-
-@dataclass(frozen=True)
-class Job:
-    """One clip. `index` is its place in the run; `source` a local path, a URL or a member of a tar (fetch.py)."""
-
-    index: int
-    source: str
-    start: float | None = None
-    end: float | None = None
+from pipeline.video.job import DecodeSettings, Job
+from pipeline.video.limits import DecodeFailure
+from pipeline.video.process import die_with_parent
 
 
 def main() -> None:
@@ -113,12 +79,3 @@ def _limit_memory(limit: int) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies, even by kill -9 (Linux; elsewhere the pipe tells)."""
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)

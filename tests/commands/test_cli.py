@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 import cli
 from dits_head.config import HeadConfig
 from dits_head.head import build_head
-from pipeline.commands.extract import dataset_manifest, extract_manifest
+from pipeline.datasets.manifests import dataset_manifest
+from pipeline.extract.corpus import extract_manifest
 from pipeline.extract.settings import ExtractSettings
 from pipeline.stores import checkpoints
 from pipeline.stores.features import FeatureStore

@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.frame_size import FrameSize
 from pipeline.video import decode_pyav
 from pipeline.video.bitstream import PictureInfo
 from pipeline.video.decode_pyav import Wish, decode_clip
-from pipeline.video.frames import FrameSize, fit
+from pipeline.video.frames import fit
 from pipeline.video.limits import DecodeFailure, Limits
 from pipeline.video.packet_selection import PacketRow, plan_runs, shown_order
 

@@ -18,15 +18,15 @@ from clip_maker import PlainEncoder, ffmpeg_run, make_clip
 from pipeline.errors import BadInput, FingerprintMismatch, StoreBusy, UserError
 from pipeline.extract.driver import extract
 from pipeline.extract.settings import ExtractSettings
+from pipeline.frame_size import FrameSize
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.manifest import Manifest, VideoEntry
 from pipeline.stores.shards import read_marker
 from pipeline.video import pool
 from pipeline.video.decode_pyav import Wish, decode_clip
-from pipeline.video.frames import FrameSize
+from pipeline.video.job import DecodeSettings, Job
 from pipeline.video.limits import DecodeFailure, Limits
 from pipeline.video.pool import Decoded, DecodePool
-from pipeline.video.worker import DecodeSettings, Job
 
 SETTINGS_SIZE = FrameSize(64, 80)
 SETTINGS = ExtractSettings(num_frames=4, shard_size=4, batch_size=8, workers=2, min_coverage=0.5)
@@ -196,8 +196,8 @@ def start_child(manifest: Manifest, store: Path, code: str = _CHILD) -> subproce
 
     path = store.parent / "manifest.parquet"
     write_manifest(manifest, path)
-    root = Path(__file__).resolve().parents[1]
-    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}{os.pathsep}{Path(__file__).parent}"}
     process = subprocess.Popen(
         [sys.executable, "-c", code, path, store], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )

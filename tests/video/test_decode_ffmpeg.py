@@ -10,9 +10,9 @@ import psutil
 import pytest
 from clip_maker import make_clip, shared_folder
 
+from pipeline.frame_size import FrameSize
 from pipeline.video import decode_ffmpeg, decode_pyav
 from pipeline.video.decode_pyav import Wish
-from pipeline.video.frames import FrameSize
 from pipeline.video.limits import DecodeFailure, Limits
 
 WISH = Wish(12, FrameSize(48, 48))

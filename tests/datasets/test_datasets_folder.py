@@ -18,7 +18,7 @@ from pipeline.datasets.videos import VideoIndex, known_names
 from pipeline.errors import BadInput, MissingData
 from pipeline.stores.manifest import read_manifest, write_manifest
 
-CLIPS = Path(__file__).resolve().parents[2] / "shared" / "videos"
+CLIPS = Path(__file__).resolve().parents[3] / "shared" / "videos"
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import psutil
 import pytest
 from clip_maker import make_clip
 
-from pipeline.video.frames import FrameSize
+from pipeline.frame_size import FrameSize
+from pipeline.video.job import DecodeSettings, Job
 from pipeline.video.limits import Limits
 from pipeline.video.pool import Decoded, DecodePool
-from pipeline.video.worker import DecodeSettings, Job
 
 SOURCES = {
     "mp4": ("libx264", {"bf": "2", "g": "10"}),

@@ -19,13 +19,14 @@ from typer.testing import CliRunner
 
 import cli
 from dits_head.config import HEADS
-from pipeline.clip.activations import cache_bytes
 from pipeline.clip.encoder import load_encoder
-from pipeline.commands.extract import dataset_manifest, extract_manifest
+from pipeline.datasets.manifests import dataset_manifest
 from pipeline.errors import BadInput, UserError
 from pipeline.experiments import runs
 from pipeline.experiments.reproduce import reproduce, tables_dir
 from pipeline.experiments.tables import SYSTEMS, TABLES
+from pipeline.extract.cache_size import cache_bytes
+from pipeline.extract.corpus import extract_manifest
 from pipeline.extract.settings import ExtractSettings
 from pipeline.resolve import ZERO_SHOT, choose_head, choose_store
 from pipeline.stores.atomic import read_json, write_json

@@ -8,9 +8,10 @@ from standins import write_video
 
 from pipeline.clip.encoder import load_encoder
 from pipeline.clip.long_captions import average_windows, clip_tokenizer, token_count, token_windows, windows_of
-from pipeline.commands.extract import embed_queries, extract_manifest, settings_of
+from pipeline.clip.stored import embed_queries
 from pipeline.errors import BadInput, FingerprintMismatch
-from pipeline.extract.settings import ExtractSettings
+from pipeline.extract.corpus import extract_manifest
+from pipeline.extract.settings import ExtractSettings, settings_of
 from pipeline.resolve import choose_store
 from pipeline.stores.manifest import Manifest, VideoEntry
 from pipeline.workspace import Workspace

@@ -8,13 +8,17 @@ from standins import write_video
 
 from dits_head.config import HeadConfig
 from dits_head.head import build_head
-from pipeline.commands.extract import dataset_manifest, extract_manifest, settings_of
-from pipeline.commands.retrieval import build_corpus_index, evaluate_chosen, generations, reindex, search
+from pipeline.commands.reindex import reindex
+from pipeline.datasets.manifests import dataset_manifest
 from pipeline.evaluate.evaluation import Options
+from pipeline.evaluate.run import evaluate_chosen
+from pipeline.extract.corpus import extract_manifest
 from pipeline.extract.driver import extract
-from pipeline.extract.settings import ExtractSettings
+from pipeline.extract.settings import ExtractSettings, settings_of
 from pipeline.resolve import choose_head, choose_store
+from pipeline.retrieve.corpus import build_corpus_index, generations
 from pipeline.retrieve.index import IndexSpec
+from pipeline.retrieve.retriever import search
 from pipeline.stores import checkpoints
 from pipeline.video.limits import Limits
 from pipeline.workspace import Workspace

@@ -11,8 +11,9 @@ from dits_head.config import HeadConfig
 from pipeline.clip.activations import to_int8
 from pipeline.clip.encoder import load_encoder
 from pipeline.clip.text import encode_sentences
-from pipeline.commands.extract import dataset_manifest, extract_manifest
+from pipeline.datasets.manifests import dataset_manifest
 from pipeline.errors import BadInput, FingerprintMismatch
+from pipeline.extract.corpus import extract_manifest
 from pipeline.extract.settings import ExtractSettings
 from pipeline.resolve import choose_head, choose_store
 from pipeline.stores.features import FeatureStore

@@ -256,7 +256,7 @@ def test_generations_come_and_go_under_a_searching_process(tmp_path, steps):
     """Additions and deletions, a prune after each, while another process searches: never a wrong id, never an error."""
     corpus = Corpus(tmp_path, videos=40)
     alive = {corpus.generations.current(): set(corpus.ids())}
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     command = [sys.executable, "-c", SEARCHER, str(tmp_path), str(here), str(here.parent)]
     with open(tmp_path / "answers", "w") as answers, open(tmp_path / "errors", "w") as errors:
         process = subprocess.Popen(command, stdout=answers, stderr=errors, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -320,7 +320,7 @@ def test_kill_at_random_moments_of_a_reindex(tmp_path, kills):
     generations = GenerationStore(tmp_path)
     generator = np.random.default_rng(kills)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", REINDEXER, str(tmp_path), str(Path(__file__).parents[1])]
+    command = [sys.executable, "-c", REINDEXER, str(tmp_path), str(Path(__file__).parents[2])]
     seen, cycle = set(), 0.0
     for kill in range(kills):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)

@@ -12,7 +12,7 @@ from test_cli import extracted, refused, run  # noqa: F401
 
 import cli
 from dits_head.config import HeadConfig
-from pipeline.commands.extract import embed_queries
+from pipeline.clip.stored import embed_queries
 from pipeline.evaluate.corruption import damage_captions
 from pipeline.experiments import measures, runs
 from pipeline.experiments.figures import robustness_figure

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from clip_maker import ffmpeg_run, make_clip, numbered_picture, read_number, shared_folder
 
+from pipeline.frame_size import FrameSize
 from pipeline.video import decode_ffmpeg, decode_pyav
 from pipeline.video.decode_pyav import Clip, Wish
-from pipeline.video.frames import FrameSize, fit, turn
+from pipeline.video.frames import fit, turn
 from pipeline.video.limits import DecodeFailure, Limits
 
 NATIVE = FrameSize(64, 80)

@@ -43,8 +43,8 @@ extract(read_manifest(Path(sys.argv[1])), Path(sys.argv[2]), SETTINGS, encoder=P
 
 
 def start(manifest_path: Path, store: Path, fault: tuple[str, str, int] = ("", "", 0)) -> subprocess.Popen:
-    root = Path(__file__).resolve().parents[1]
-    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}{os.pathsep}{Path(__file__).parent}"}
     command = [sys.executable, "-c", _CHILD, str(manifest_path), str(store), *map(str, fault)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
 

@@ -1,12 +1,22 @@
 """A corpus through a trained head, block by block: aligned texts, and the vectors that an index holds."""
 
+from typing import Any, Protocol
+
 import numpy as np
 import torch
 
 from dits_head.head import RetrievalHead
-from pipeline.stores.features import VideoFeatures
 
 BLOCK = 1024  # videos or texts at a time
+
+
+class Frames(Protocol):
+    """frame_embeds (V, F, D), an array or a map of a file, and frame_mask (V, F) bool."""
+
+    @property
+    def frame_embeds(self) -> Any: ...
+    @property
+    def frame_mask(self) -> np.ndarray: ...
 
 
 @torch.inference_mode()
@@ -21,11 +31,11 @@ def align_texts(head: RetrievalHead, text_embeds: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def pool_videos(head: RetrievalHead, videos: VideoFeatures) -> np.ndarray:
+def pool_videos(head: RetrievalHead, videos: Frames) -> np.ndarray:
     """(V, D) float32, or (V, M, D) where the head keeps M vectors a video."""
     device = next(head.parameters()).device
     blocks = []
-    for start in range(0, len(videos), BLOCK):
+    for start in range(0, len(videos.frame_mask), BLOCK):
         frames = torch.from_numpy(np.asarray(videos.frame_embeds[start : start + BLOCK], np.float32)).to(device)
         mask = torch.from_numpy(videos.frame_mask[start : start + BLOCK]).to(device)
         blocks.append(head.pool_video(frames, mask).cpu())

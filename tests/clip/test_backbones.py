@@ -17,10 +17,11 @@ from standins import caption, write_video
 
 from pipeline.clip import torchvision_guard
 from pipeline.clip.encoder import load_encoder
-from pipeline.commands.extract import embed_queries, extract_manifest
-from pipeline.commands.retrieval import evaluate_chosen
+from pipeline.clip.stored import embed_queries
 from pipeline.errors import BadInput
 from pipeline.evaluate.evaluation import Options
+from pipeline.evaluate.run import evaluate_chosen
+from pipeline.extract.corpus import extract_manifest
 from pipeline.extract.settings import ExtractSettings
 from pipeline.resolve import choose_head, choose_store
 from pipeline.stores.manifest import Manifest, VideoEntry

@@ -11,7 +11,7 @@ from pipeline.commands.doctor import DatasetReport, dataset_report, environment_
 from pipeline.datasets import build_manifest
 from pipeline.errors import BadInput
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "annotations"
+PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "annotations"
 
 
 def found(report: DatasetReport, name: str) -> environment.Check:

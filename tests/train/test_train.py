@@ -19,7 +19,7 @@ from pipeline.errors import BadInput, FingerprintMismatch
 from pipeline.train.batches import BatchSource, epoch_batches
 from pipeline.train.loop import TrainSettings, learning_rate, parameter_groups
 
-SCRIPT = Path(__file__).with_name("training_script.py")
+SCRIPT = Path(__file__).parents[1] / "training_script.py"
 
 
 def test_an_epoch_visits_every_pair_once_and_follows_from_the_seed():

@@ -1,0 +1,44 @@
+"""From what a user names (a data set, a folder, a list, a tar, a URL) to one manifest."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.datasets import build_manifest
+from pipeline.datasets.corpus import read_source
+from pipeline.errors import BadInput
+from pipeline.stores.manifest import Manifest
+from pipeline.workspace import Workspace
+
+
+def dataset_manifest(
+    workspace: Workspace,
+    dataset: str | None,
+    videos: Path | None,
+    annotations: Path | None,
+    captions: Path | None,
+    options: Mapping[str, Any],
+) -> Manifest:
+    """The manifest of a named data set, or of any folder of videos (then `captions` is its captions file, or None).
+
+    Raises MissingData listing the files that are absent and BadInput on malformed annotations.
+    """
+    if dataset in (None, "folder") and videos is not None:
+        return build_manifest("folder", videos, captions, None, **{"corpus": folder_name(videos), **options})
+    if captions is not None:
+        raise BadInput(
+            "--captions belongs to a folder of your own videos", fix="give --videos DIR, or --annotations DIR"
+        )
+    name = dataset or "shapes"
+    return build_manifest(name, videos, annotations, workspace.dataset_dir(name), **options)
+
+
+def folder_name(videos: Path) -> str:
+    """What a folder's features and index are called: its own name, in characters that are safe everywhere."""
+    return re.sub(r"[^\w.-]+", "-", Path(videos).resolve().name).strip("-.") or "videos"
+
+
+def source_manifest(source: str) -> Manifest:
+    """A corpus that is no local folder: a list, a WebDataset tar, or a URL that fsspec reads."""
+    return read_source(source, folder_name(Path(source.removesuffix(".tar").rstrip("/"))))

@@ -1,0 +1,40 @@
+"""What a decoding process is told: one clip, and how to decode."""
+
+import json
+from dataclasses import asdict, dataclass, field
+
+from pipeline.frame_size import FrameSize
+from pipeline.video.limits import Limits
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """All that a worker needs to know. decoder: "pyav", "ffmpeg", or "pyav+ffmpeg" (see decode.py)."""
+
+    num_frames: int
+    size: FrameSize
+    decoder: str = "pyav"
+    hwaccel: str | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def clip_bytes(self) -> int:
+        return self.num_frames * self.size.height * self.size.width * 3
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "DecodeSettings":
+        values = json.loads(text)
+        return cls(**{**values, "size": FrameSize(**values["size"]), "limits": Limits(**values["limits"])})
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip. `index` is its place in the run; `source` a local path, a URL or a member of a tar (fetch.py)."""
+
+    index: int
+    source: str
+    start: float | None = None
+    end: float | None = None
