@@ -93,7 +93,7 @@ def build_manifest(
 def account_built_in(manifest: "Manifest") -> "Manifest":
     """A generator's manifest with the accounts that every data set has (assemble.py)."""
     from pipeline.datasets.assemble import account_generated
-    from pipeline.datasets.source import SPLITS
+    from pipeline.stores.manifest import SPLITS
 
     standard = inspect.signature(import_module(dataset_info(manifest.name).module).generate).parameters
     return account_generated(manifest, {split: standard[split].default for split in SPLITS})
@@ -114,7 +114,8 @@ def find_source(
     splits: str | tuple[str, ...] | None = None,
 ) -> "Source":
     """The named folders, or those that the convention of the workspace gives."""
-    from pipeline.datasets.source import SPLITS, Source
+    from pipeline.datasets.source import Source
+    from pipeline.stores.manifest import SPLITS
 
     wanted = tuple(splits.split(",")) if isinstance(splits, str) else tuple(splits or SPLITS)
     if not wanted or not set(wanted) <= set(SPLITS):

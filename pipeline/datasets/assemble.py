@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.readers import EXAMPLES, Repairs
-from pipeline.datasets.source import SPLITS
 from pipeline.datasets.videos import VideoIndex
 from pipeline.errors import BadInput, MissingData
-from pipeline.stores.manifest import Manifest, VideoEntry
+from pipeline.stores.manifest import SPLITS, Manifest, VideoEntry
 
 HOLD_OUT = 0.05  # share of the training videos that becomes validation where a data set has none
 HOLD_OUT_SEED = 24

@@ -10,22 +10,20 @@ import math
 import os
 import posixpath
 import tarfile
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from pipeline.datasets.folder import inside_folder
+from pipeline.datasets.readers import LISTS, Repairs, Row, clean_captions, read_list
+from pipeline.datasets.videos import VIDEO_EXTENSIONS
 from pipeline.errors import BadInput, MissingData
-from pipeline.stores.manifest import SKIPPED, SPLITS, Manifest, VideoEntry
+from pipeline.stores.manifest import SKIPPED, Manifest, VideoEntry
 from pipeline.video.fetch import member_source
 
-VIDEO_SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        *("mp4", "mkv", "webm", "avi", "mov", "m4v", "mpg", "mpeg", "wmv", "flv", "3gp", "3g2", "mts", "m2ts", "ts"),
-        *("ogv", "ogg", "asf", "vob", "gif", "mxf", "ivf", "h264", "h265", "264", "265"),
-    )
-)
-_LISTS = (".csv", ".jsonl", ".parquet")
 _COLUMNS = ("path", "video_id", "caption", "split", "start", "end")
 _URLS = ("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf")
 _CAPTION_BYTES = 1 << 20
@@ -38,7 +36,7 @@ def read_source(source: str, name: str) -> Manifest:
     """
     if source.endswith(".tar"):
         return tar_manifest(source, name)
-    if source.endswith(_LISTS):
+    if source.endswith(LISTS):
         return list_manifest(source, name)
     return url_manifest(source, name)
 
@@ -52,7 +50,7 @@ def url_manifest(url: str, name: str) -> Manifest:
     for file in files:
         relative = file.removeprefix(root).lstrip("/")
         suffix = posixpath.splitext(file)[1].lower()
-        if suffix in VIDEO_SUFFIXES:
+        if suffix in VIDEO_EXTENSIONS:
             entries.append(VideoEntry(relative, relative, "corpus"))
         else:
             skipped.append({"path": relative, "reason": f"{suffix or 'a name without extension'} is no video"})
@@ -67,7 +65,7 @@ def tar_manifest(pattern: str, name: str) -> Manifest:
     skipped: list[dict[str, str]] = []
     for tar in _listed(pattern):
         for key, members in _samples(tar):
-            videos = [member for member in members if member.suffix in VIDEO_SUFFIXES]
+            videos = [member for member in members if member.suffix in VIDEO_EXTENSIONS]
             if not videos:
                 reason = f"no video among {', '.join(member.suffix for member in members)}"
                 skipped.append({"path": f"{tar}#{key}", "reason": reason})
@@ -88,44 +86,48 @@ def list_manifest(source: str, name: str) -> Manifest:
     are clips of their own. Rows of one clip may differ in the caption alone. Paths are URLs of a scheme in _URLS, or
     relative to the list; a path that leaves the list's folder is refused.
     """
-    import pyarrow.csv
-    import pyarrow.parquet
-
-    as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(_COLUMNS, pyarrow.string()))  # 007 is not 7
-    readers: dict[str, Callable[[Any], list[Any]]] = {
-        ".csv": lambda file: pyarrow.csv.read_csv(file, convert_options=as_text).to_pylist(),
-        ".jsonl": lambda file: [json.loads(line) for line in file if line.strip()],
-        ".parquet": lambda file: pyarrow.parquet.read_table(file).to_pylist(),
-    }
-    filesystem, path = _filesystem(source)
-    try:
-        with filesystem.open(path, "rb") as file:
-            rows = readers[posixpath.splitext(source)[1]](file)
-    except FileNotFoundError:
-        raise MissingData(f"there is no list {source}") from None
-    except (pyarrow.ArrowException, OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"{source} cannot be read ({error})", expected="a table with a column path") from None
-    root = posixpath.dirname(source) if "://" in source else os.path.dirname(os.path.abspath(path))
+    repairs = Repairs()
+    with _local_copy(source) as path:
+        rows = read_list(path, ("path",), repairs)
+    root = posixpath.dirname(source) if "://" in source else os.path.dirname(os.path.abspath(source))
     grouped: dict[str, list[VideoEntry]] = {}
-    for number, row in enumerate(rows, 1):
-        entry = _row_entry(row, root, f"{source}, row {number}")
+    for row in rows:
+        entry = _row_entry(row, root, repairs)
         grouped.setdefault(entry.video_id, []).append(entry)
     entries = tuple(_list_entry(group, f"{source}, video {video_id!r}") for video_id, group in grouped.items())
-    if not entries:
-        raise MissingData(f"{source} has no rows")
-    return Manifest(name, root, entries, {"dataset": name})
+    return Manifest(name, root, entries, {"dataset": name, "repairs": repairs.to_json()})
 
 
-def _row_entry(row: Any, root: str, where: str) -> VideoEntry:
+@contextmanager
+def _local_copy(source: str) -> Iterator[Path]:
+    """The list itself, or a temporary copy of a remote one, for as long as the context lasts."""
+    if "://" not in source:
+        if not os.path.isfile(source):
+            raise MissingData(f"there is no list {source}")
+        yield Path(source)
+        return
+    filesystem, path = _filesystem(source)
+    with tempfile.TemporaryDirectory(prefix="list-") as folder:
+        copy = Path(folder, posixpath.basename(source))
+        try:
+            filesystem.get_file(path, str(copy))
+        except FileNotFoundError:
+            raise MissingData(f"there is no list {source}") from None
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{source} cannot be read ({error})") from None
+        yield copy
+
+
+def _row_entry(row: Row, root: str, repairs: Repairs) -> VideoEntry:
     """One row as an entry of its own, with one caption or none, and split "" where the row names none."""
-    given = {key: row[key] for key in _COLUMNS if row.get(key) not in (None, "")} if isinstance(row, dict) else {}
+    given = {key: row[key] for key in _COLUMNS if row.values.get(key) not in (None, "")}
     if "path" not in given:
-        raise BadInput(f"{where}: no path", expected="columns path, video_id, caption")
-    start, end = (_seconds(given.get(key), f"{where}: {key}") for key in ("start", "end"))
+        raise BadInput(f"{row.where}: no path", expected="columns path, video_id, caption")
+    start, end = (_seconds(given.get(key), f"{row.where}: {key}") for key in ("start", "end"))
     window = "" if start is None and end is None else f"#{start or 0.0}-{'' if end is None else end}"
     video_id = _text(given.get("video_id", f"{given['path']}{window}"))
-    path = _allowed(_text(given["path"]), root, where)
-    captions = (_text(given["caption"]),) if "caption" in given else ()
+    path = _allowed(_text(given["path"]), root, row.where)
+    captions = clean_captions([str(given["caption"])], row.where, repairs) if "caption" in given else ()
     return VideoEntry(video_id, path, str(given.get("split", "")), captions, start, end)
 
 
@@ -142,10 +144,7 @@ def _list_entry(rows: list[VideoEntry], where: str) -> VideoEntry:
                 fix="give each clip a video_id of its own",
             )
     captions = tuple(caption for row in rows for caption in row.captions)
-    split = first.split or ("test" if captions else "corpus")
-    if split not in SPLITS:
-        raise BadInput(f"{where}: unknown split", expected=SPLITS, got=repr(split))
-    return replace(first, split=split, captions=captions)
+    return replace(first, split=first.split or ("test" if captions else "corpus"), captions=captions)
 
 
 def _seconds(value: Any, where: str) -> float | None:
@@ -174,11 +173,11 @@ def _allowed(path: str, root: str, where: str) -> str:
         if scheme.lower() not in _URLS:
             raise BadInput(f"{where}: path {path!r} leaves the list's folder", expected=f"a URL of {', '.join(_URLS)}")
         return f"{scheme.lower()}://{rest}"
-    remote = "://" in root
-    inside = os.path.normpath(path if remote else os.path.relpath(os.path.join(root, path), root))
-    if os.path.isabs(inside) or inside.split(os.sep)[0] == "..":
+    if "://" not in root:
+        return inside_folder(path, Path(root), where)
+    if posixpath.isabs(path) or posixpath.normpath(path).split("/")[0] == "..":
         raise BadInput(f"{where}: path {path!r} leaves the list's folder", fix="use URLs, or paths inside that folder")
-    return path if remote else inside
+    return path
 
 
 # -- tars

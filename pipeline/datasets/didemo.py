@@ -16,8 +16,9 @@ from pathlib import Path
 from pipeline.datasets.assemble import Annotated, Clip, PublishedSplit
 from pipeline.datasets.readers import Row, check_id, clean_captions, read_csv, read_ids
 from pipeline.datasets.records import field, read_whole
-from pipeline.datasets.source import SPLITS, Source
+from pipeline.datasets.source import Source
 from pipeline.errors import BadInput
+from pipeline.stores.manifest import SPLITS
 
 ORIGIN = "the LocalizingMoments project (DiDeMo); label files from the T-MASS or CLIP4Clip projects"
 WINDOW = (0.0, 31.0)  # seconds

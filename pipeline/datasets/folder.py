@@ -17,11 +17,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets.readers import Repairs, Row, check_id, clean_captions, read_csv, read_jsonl, read_parquet
-from pipeline.datasets.source import SPLITS
+from pipeline.datasets.readers import Repairs, Row, check_id, clean_captions, read_list
 from pipeline.datasets.videos import VideoIndex
 from pipeline.errors import BadInput, MissingData
-from pipeline.stores.manifest import Manifest, VideoEntry
+from pipeline.stores.manifest import SPLITS, Manifest, VideoEntry
 
 MIN_TO_SPLIT = 200
 SPLIT_SEED = 24
@@ -74,17 +73,7 @@ def read_captions(path: Path, repairs: Repairs) -> list[Row]:
         raise MissingData(
             f"there is no captions file {path}", fix="name a .csv, .parquet or .jsonl file with --captions"
         )
-    readers = {
-        ".csv": lambda: read_csv(path, ("video_id",), repairs),
-        ".jsonl": lambda: read_jsonl(path, ("video_id",), repairs),
-        ".parquet": lambda: read_parquet(path, ("video_id",)),
-    }
-    if path.suffix.lower() not in readers:
-        raise BadInput(f"captions file {path.name}: unknown kind", expected=" or ".join(readers), got=path.suffix)
-    rows = [_uniform(row) for row in readers[path.suffix.lower()]()]
-    if not rows:
-        raise BadInput(f"captions file {path.name} has no rows", expected="one row a caption")
-    return rows
+    return [_uniform(row) for row in read_list(path, ("video_id",), repairs)]
 
 
 def _uniform(row: Row) -> Row:

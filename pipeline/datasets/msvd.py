@@ -6,7 +6,8 @@ Every test caption is a query (27,763), repeated ones too; the gallery is the 67
 from pipeline.datasets.assemble import Annotated, Clip, PublishedSplit
 from pipeline.datasets.readers import read_ids
 from pipeline.datasets.records import clips_of, read_whole
-from pipeline.datasets.source import SPLITS, Source
+from pipeline.datasets.source import Source
+from pipeline.stores.manifest import SPLITS
 
 ORIGIN = (
     "the Microsoft Research Video Description Corpus page; lists and captions from the collaborative-experts project"

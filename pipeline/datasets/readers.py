@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.errors import BadInput
 
 EXAMPLES = 5  # how many places of each repair are named
+LISTS = (".csv", ".jsonl", ".parquet")
 
 
 @dataclass
@@ -88,6 +89,24 @@ def read_ids(path: Path, repairs: Repairs) -> list[str]:
             repairs.note("repeated ids in a list, kept once", f"{where}: {name}")
         ids[check_id(name, where)] = None
     return list(ids)
+
+
+def read_list(path: Path, columns: Iterable[str], repairs: Repairs) -> list[Row]:
+    """The rows of a CSV file, JSON lines or a Parquet table, told apart by the suffix, with at least `columns`.
+
+    Raises:
+        BadInput: Another suffix, a file that is not well formed or has no rows, or a missing column.
+    """
+    kind = path.suffix.lower()
+    if kind not in LISTS:
+        raise BadInput(f"{path.name}: unknown kind of list", expected=" or ".join(LISTS), got=path.suffix)
+    if kind == ".parquet":
+        rows = read_parquet(path, columns)
+    else:
+        rows = (read_csv if kind == ".csv" else read_jsonl)(path, columns, repairs)
+    if not rows:
+        raise BadInput(f"{path.name} has no rows", expected="one row a caption, or a clip")
+    return rows
 
 
 def read_csv(path: Path, columns: Iterable[str], repairs: Repairs) -> list[Row]:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.shapes_drawing import render
-from pipeline.datasets.shapes_world import FPS, FRAME_SIDE, SPLITS, clip_captions, make_clip
+from pipeline.datasets.shapes_world import FPS, FRAME_SIDE, clip_captions, make_clip
 from pipeline.errors import BadInput
 from pipeline.stores.atomic import read_json, write_json
-from pipeline.stores.manifest import Manifest, VideoEntry, write_manifest
+from pipeline.stores.manifest import SPLITS, Manifest, VideoEntry, write_manifest
 
 NAME = "shapes"
 VERSION = 1  # of what a seed means; raise it when clips or captions change

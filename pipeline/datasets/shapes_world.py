@@ -20,7 +20,6 @@ from typing import TypeVar
 
 FRAME_SIDE = 96  # pixels; frames are square
 FPS = 10
-SPLITS = ("train", "val", "test")
 
 # Each attribute: canonical word -> other words for the same thing. No word stands twice within one attribute.
 COLOURS: Mapping[str, tuple[str, ...]] = {

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from pipeline.datasets.readers import Repairs
 from pipeline.errors import MissingData
-
-SPLITS = ("train", "val", "test")
+from pipeline.stores.manifest import SPLITS
 
 
 @dataclass(frozen=True)

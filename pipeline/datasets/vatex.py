@@ -14,8 +14,9 @@ from pathlib import Path
 from pipeline.datasets.assemble import Annotated, Clip, PublishedSplit
 from pipeline.datasets.readers import Repairs, read_ids
 from pipeline.datasets.records import choice, clips_of, field, read_whole
-from pipeline.datasets.source import SPLITS, Source
+from pipeline.datasets.source import Source
 from pipeline.errors import BadInput
+from pipeline.stores.manifest import SPLITS
 
 ORIGIN = "the VATEX project page (videos as YouTube ids); split lists and ref_captions.json from the HGR project"
 OFFICIAL = {

@@ -16,6 +16,7 @@ from pipeline.errors import BadInput, MissingData
 VIDEO_EXTENSIONS = (
     ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv",
     ".3gp", ".3g2", ".mts", ".m2ts", ".ts", ".ogv", ".ogg", ".asf", ".vob", ".gif",
+    ".mxf", ".ivf", ".h264", ".h265", ".264", ".265",
 )  # fmt: skip
 
 
@@ -63,13 +64,14 @@ def _is_utf8(name: str) -> bool:
 
 
 def known_names(file_name: str) -> Iterator[str]:
-    """
+    """The names that a file answers to. An extension of digits is never taken off: ids end in milliseconds.
+
     >>> list(known_names("a.mov.mp4")), list(known_names("1012_Up_00.05.16.065-00.05.21.941.avi"))[1:]
     (['a.mov.mp4', 'a.mov', 'a'], ['1012_Up_00.05.16.065-00.05.21.941'])
     """
     yield file_name
     stem, extension = os.path.splitext(file_name)
-    while stem and (extension == "." or extension.lower() in VIDEO_EXTENSIONS):
+    while stem and (extension == "." or (extension.lower() in VIDEO_EXTENSIONS and not extension[1:].isdecimal())):
         yield stem
         stem, extension = os.path.splitext(stem)
 

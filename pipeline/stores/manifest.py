@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from pipeline.errors import BadInput, CorruptShard, MissingData
 from pipeline.stores.atomic import atomic_write
 
-SPLITS = ("train", "val", "test", "corpus")
+SPLITS = ("train", "val", "test")
+CORPUS = "corpus"  # the split of videos that are searched and not evaluated
 
 _SCHEMA = pa.schema(
     [
@@ -70,8 +71,9 @@ class Manifest:
         for entry in self.entries:
             if not entry.video_id or not entry.path:
                 raise BadInput(f"data set {self.name!r} has an entry without video_id or path", got=repr(entry))
-            if entry.split not in SPLITS:
-                raise BadInput(f"video {entry.video_id!r}: unknown split", expected=SPLITS, got=repr(entry.split))
+            if entry.split not in (*SPLITS, CORPUS):
+                expected = ", ".join([*SPLITS, CORPUS])
+                raise BadInput(f"video {entry.video_id!r}: unknown split", expected=expected, got=repr(entry.split))
 
     def split(self, name: str) -> "Manifest":
         return replace(self, entries=tuple(entry for entry in self.entries if entry.split == name))
