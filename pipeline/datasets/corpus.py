@@ -23,29 +23,38 @@ from pipeline.datasets.videos import VIDEO_EXTENSIONS
 from pipeline.errors import BadInput, MissingData
 from pipeline.stores.manifest import SKIPPED, Manifest, VideoEntry
 from pipeline.video.fetch import member_source
+from pipeline.video.urls import fsspec_options, refusal
 
 _COLUMNS = ("path", "video_id", "caption", "split", "start", "end")
 _URLS = ("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf")
 _CAPTION_BYTES = 1 << 20
+_LIST_BYTES = 1 << 30  # a remote list is copied before it is read
 
 
-def read_source(source: str, name: str) -> Manifest:
-    """`source`: a .tar or a pattern of tars, a list (.csv, .jsonl, .parquet), or a folder's URL. Local or remote.
+def read_source(source: str, name: str, allow_private: bool = False) -> Manifest:
+    """The manifest of a corpus that is no plain local folder.
 
-    Raises MissingData when there is nothing, BadInput on what cannot be read.
+    Args:
+        source: A .tar or a pattern of tars, a list (.csv, .jsonl, .parquet), or a folder's URL. Local or remote.
+        name: The manifest's name.
+        allow_private: Whether http(s) URLs may redirect, and lead to private and loopback addresses.
+
+    Raises:
+        MissingData: There is nothing.
+        BadInput: It cannot be read, or its URL may not be opened.
     """
     if source.endswith(".tar"):
-        return tar_manifest(source, name)
+        return tar_manifest(source, name, allow_private)
     if source.endswith(LISTS):
-        return list_manifest(source, name)
-    return url_manifest(source, name)
+        return list_manifest(source, name, allow_private)
+    return url_manifest(source, name, allow_private)
 
 
-def url_manifest(url: str, name: str) -> Manifest:
+def url_manifest(url: str, name: str, allow_private: bool = False) -> Manifest:
     """Every video below a URL; what by its extension is none is counted as skipped."""
-    filesystem, path = _filesystem(url.rstrip("/"))
+    filesystem, path = _filesystem(url.rstrip("/"), allow_private)
     root = filesystem.unstrip_protocol(path) if "://" in url else path  # as the files are listed
-    files = _listed(url.rstrip("/") + "/**")
+    files = _listed(url.rstrip("/") + "/**", allow_private)
     entries, skipped = [], []
     for file in files:
         relative = file.removeprefix(root).lstrip("/")
@@ -59,12 +68,12 @@ def url_manifest(url: str, name: str) -> Manifest:
     return Manifest(name, root, tuple(entries), {"dataset": name, SKIPPED: skipped})
 
 
-def tar_manifest(pattern: str, name: str) -> Manifest:
+def tar_manifest(pattern: str, name: str, allow_private: bool = False) -> Manifest:
     """WebDataset: members that share their name up to its first dot are one sample."""
     entries: list[VideoEntry] = []
     skipped: list[dict[str, str]] = []
-    for tar in _listed(pattern):
-        for key, members in _samples(tar):
+    for tar in _listed(pattern, allow_private):
+        for key, members in _samples(tar, allow_private):
             videos = [member for member in members if member.suffix in VIDEO_EXTENSIONS]
             if not videos:
                 reason = f"no video among {', '.join(member.suffix for member in members)}"
@@ -79,7 +88,7 @@ def tar_manifest(pattern: str, name: str) -> Manifest:
     return Manifest(name, root, tuple(entries), {"dataset": name, SKIPPED: skipped})
 
 
-def list_manifest(source: str, name: str) -> Manifest:
+def list_manifest(source: str, name: str, allow_private: bool = False) -> Manifest:
     """Columns path, and optionally video_id, caption, split, start, end; a row a caption, an empty field not given.
 
     Without video_id a clip is called by its path, a window of it by `path#start-end`, so that the windows of one file
@@ -87,7 +96,7 @@ def list_manifest(source: str, name: str) -> Manifest:
     relative to the list; a path that leaves the list's folder is refused.
     """
     repairs = Repairs()
-    with _local_copy(source) as path:
+    with _local_copy(source, allow_private) as path:
         rows = read_list(path, ("path",), repairs)
     root = posixpath.dirname(source) if "://" in source else os.path.dirname(os.path.abspath(source))
     grouped: dict[str, list[VideoEntry]] = {}
@@ -99,23 +108,35 @@ def list_manifest(source: str, name: str) -> Manifest:
 
 
 @contextmanager
-def _local_copy(source: str) -> Iterator[Path]:
+def _local_copy(source: str, allow_private: bool) -> Iterator[Path]:
     """The list itself, or a temporary copy of a remote one, for as long as the context lasts."""
     if "://" not in source:
         if not os.path.isfile(source):
             raise MissingData(f"there is no list {source}")
         yield Path(source)
         return
-    filesystem, path = _filesystem(source)
+    filesystem, path = _filesystem(source, allow_private)
     with tempfile.TemporaryDirectory(prefix="list-") as folder:
         copy = Path(folder, posixpath.basename(source))
         try:
-            filesystem.get_file(path, str(copy))
-        except FileNotFoundError:
-            raise MissingData(f"there is no list {source}") from None
-        except (OSError, ValueError) as error:
-            raise BadInput(f"{source} cannot be read ({error})") from None
+            with filesystem.open(path, "rb") as file:
+                copy.write_bytes(_bounded(file, source))
+        except Exception as error:  # each protocol's library raises its own
+            if isinstance(error, FileNotFoundError) and not refusal(error):
+                raise MissingData(f"there is no list {source}") from None
+            raise refusal(error) or BadInput(f"{source} cannot be read ({error})") from None
         yield copy
+
+
+def _bounded(file: Any, source: str) -> bytes:
+    """A remote list's bytes; some servers state no length, so that only reading tells that there are too many."""
+    pieces, left = [], _LIST_BYTES
+    while piece := file.read(1 << 20):
+        left -= len(piece)
+        if left < 0:
+            raise BadInput(f"{source} is too long for a list", expected=f"at most {_LIST_BYTES} bytes")
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 def _row_entry(row: Row, root: str, repairs: Repairs) -> VideoEntry:
@@ -188,13 +209,16 @@ class _Member:
         self.offset, self.size, self.suffix, self.captions = info.offset_data, info.size, suffix, captions
 
 
-def _samples(tar: str) -> Iterator[tuple[str, list[_Member]]]:
+def _samples(tar: str, allow_private: bool) -> Iterator[tuple[str, list[_Member]]]:
     """(key, members) in the order of the tar. Only headers and captions are read."""
     import fsspec
 
     samples: dict[str, list[_Member]] = {}
     try:
-        with fsspec.open(tar, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        with (
+            fsspec.open(tar, "rb", **fsspec_options(tar, allow_private)) as file,
+            tarfile.open(fileobj=file, mode="r:") as archive,
+        ):
             for info in archive:
                 if info.isfile():
                     folder, base = posixpath.split(info.name)
@@ -202,8 +226,9 @@ def _samples(tar: str) -> Iterator[tuple[str, list[_Member]]]:
                     captions = _captions(archive, info, suffix)
                     key = posixpath.join(folder, stem)
                     samples.setdefault(key, []).append(_Member(info, f".{suffix.lower()}", captions))
-    except tarfile.TarError as error:
-        raise BadInput(f"{tar} is no tar ({error})", fix="give uncompressed WebDataset tars") from None
+    except (tarfile.TarError, OSError) as error:
+        fix = "give uncompressed WebDataset tars"
+        raise refusal(error) or BadInput(f"{tar} cannot be read as a tar ({error})", fix=fix) from None
     yield from samples.items()
 
 
@@ -224,12 +249,12 @@ def _captions(archive: tarfile.TarFile, info: tarfile.TarInfo, suffix: str) -> t
     return tuple(_text(text.strip()) for text in texts if isinstance(text, str) and text.strip())
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
+def _filesystem(url: str, allow_private: bool) -> tuple[Any, str]:
     """What reads the URL, and the URL's path there."""
     import fsspec
 
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem, path = fsspec.core.url_to_fs(url, **fsspec_options(url, allow_private))
     except ImportError as error:
         fix = "install that package (s3fs is in the extra s3, gcsfs reads gs://, adlfs az://)"
         raise BadInput(f"{url} cannot be read ({error})", fix=fix) from None
@@ -238,13 +263,14 @@ def _filesystem(url: str) -> tuple[Any, str]:
     return filesystem, path
 
 
-def _listed(pattern: str) -> list[str]:
+def _listed(pattern: str, allow_private: bool) -> list[str]:
     """Files that match, sorted, with their protocol."""
-    filesystem, path = _filesystem(pattern)
+    filesystem, path = _filesystem(pattern, allow_private)
     try:
         found = filesystem.glob(path) if "*" in path else [path] if filesystem.exists(path) else []
     except OSError as error:
-        raise MissingData(f"{pattern} cannot be listed ({error})", fix="check the URL and your credentials") from None
+        fix = "check the URL and your credentials"
+        raise refusal(error) or MissingData(f"{pattern} cannot be listed ({error})", fix=fix) from None
     files = [name for name in found if not filesystem.isdir(name)]
     if not files:
         raise MissingData(f"nothing at {pattern}", fix="check the path")

@@ -39,6 +39,6 @@ def folder_name(videos: Path) -> str:
     return re.sub(r"[^\w.-]+", "-", Path(videos).resolve().name).strip("-.") or "videos"
 
 
-def source_manifest(source: str) -> Manifest:
-    """A corpus that is no local folder: a list, a WebDataset tar, or a URL that fsspec reads."""
-    return read_source(source, folder_name(Path(source.removesuffix(".tar").rstrip("/"))))
+def source_manifest(source: str, allow_private: bool = False) -> Manifest:
+    """The manifest of `--source`, named after its last part; see `read_source`."""
+    return read_source(source, folder_name(Path(source.removesuffix(".tar").rstrip("/"))), allow_private)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.video.limits import DecodeFailure, Limits
+from pipeline.video.urls import fsspec_options, refusal
 
 _MEMBER = re.compile(r"^(?P<tar>.+\.tar)#offset=(?P<offset>\d+)&size=(?P<size>\d+)$", re.DOTALL)
 
@@ -43,9 +44,12 @@ def local_file(source: str, limits: Limits) -> Iterator[str]:
                 _copy(member["tar"], int(member["offset"]), int(member["size"]), copy, limits)
             else:
                 _copy(source, 0, None, copy, limits)
-        except (OSError, ImportError, ValueError) as error:  # also where fsspec lacks the protocol
+        except DecodeFailure:
+            raise
+        except Exception as error:  # each protocol's library raises its own
+            refused = refusal(error)
             kind = "MissingFile" if isinstance(error, FileNotFoundError) else "CannotFetch"
-            raise DecodeFailure("fetch", kind, f"{source}: {error}") from None
+            raise DecodeFailure("fetch", "RefusedUrl" if refused else kind, f"{source}: {refused or error}") from None
         yield copy.name
 
 
@@ -61,12 +65,16 @@ def _require_file(path: str) -> None:
 def _copy(source: str, offset: int, size: int | None, target: Any, limits: Limits) -> None:
     import fsspec
 
-    with fsspec.open(source, "rb") as file:
-        size = file.seek(0, os.SEEK_END) if size is None else size
-        if size > limits.max_fetch_bytes:
-            raise DecodeFailure("fetch", "TooLarge", f"{size} bytes, the limit is {limits.max_fetch_bytes}")
-        file.seek(offset)
-        shutil.copyfileobj(_Bounded(file, size), target, 1 << 20)
+    most = limits.max_fetch_bytes
+    with fsspec.open(source, "rb", **fsspec_options(source, limits.allow_private)) as file:
+        stated = getattr(file, "size", None) if size is None else size  # some servers state no length
+        if stated is not None and stated > most:
+            raise DecodeFailure("fetch", "TooLarge", f"{stated} bytes, the limit is {most}")
+        if offset:
+            file.seek(offset)
+        shutil.copyfileobj(_Bounded(file, most + 1 if size is None else size), target, 1 << 20)
+        if target.tell() > most:
+            raise DecodeFailure("fetch", "TooLarge", f"{target.tell()} or more bytes, the limit is {most}")
         target.flush()
 
 

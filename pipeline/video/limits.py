@@ -20,10 +20,11 @@ class Limits:
     max_memory_bytes: int = 4 << 30  # address space of one decoding process
     packet_cache_bytes: int = 256 << 20  # coded packets kept between the two passes; beyond it the file is read twice
     max_fetch_bytes: int = 8 << 30  # a remote clip is copied to a temporary file
+    allow_private: bool = False  # http(s) URLs may redirect, and lead to private and loopback addresses
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not value > 0:
+            if name != "allow_private" and not value > 0:
                 raise BadInput(f"--{name.replace('_', '-')} must be above 0", got=value)
 
 

@@ -1,6 +1,7 @@
 """Tars, lists and remote stores: the same clips give the same features wherever they lie."""
 
 import csv
+import http.server
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from pipeline.extract.driver import extract
 from pipeline.extract.settings import ExtractSettings
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.manifest import Manifest, VideoEntry
+from pipeline.video import urls
 from pipeline.video.fetch import local_file
 from pipeline.video.limits import DecodeFailure, Limits
 
@@ -72,7 +75,7 @@ def test_webdataset_tars(folder, expected, tmp_path):
 
 def test_a_file_that_is_no_tar_is_refused(tmp_path):
     (tmp_path / "x.tar").write_bytes(b"not a tar" * 200)
-    with pytest.raises(BadInput, match="no tar"):
+    with pytest.raises(BadInput, match="cannot be read as a tar"):
         read_source(str(tmp_path / "x.tar"), "tars")
     with pytest.raises(MissingData, match="nothing at"):
         read_source(str(tmp_path / "y*.tar"), "tars")
@@ -307,3 +310,86 @@ def test_the_benchmark_names_what_bounds_the_run(folder):
     assert not [
         name for name in os.listdir("/tmp") if name.startswith("benchmark-") and os.path.isdir(f"/tmp/{name}/store")
     ]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """GET /a.mp4: a body without a Content-Length; /away: a redirect to it; /sized: the body with its length."""
+
+    body = b"video" * 1000
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        self.server.seen.append(self.path)
+        if self.path == "/away":
+            self.send_response(302)
+            self.send_header("Location", f"http://127.0.0.1:{self.server.server_port}/a.mp4")
+        else:
+            self.send_response(200 if self.path in ("/a.mp4", "/sized", "/list.csv") else 404)
+            if self.path == "/sized":
+                self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(b"path\na.mp4\n" if self.path == "/list.csv" else self.body)
+
+    def log_message(self, *_): ...
+
+
+@pytest.fixture
+def server():
+    pytest.importorskip("aiohttp", reason="aiohttp, which reads http URLs, is not installed")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.seen = []
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def url_of(server, path: str, host: str = "127.0.0.1") -> str:
+    return f"http://{host}:{server.server_port}/{path}"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_private_addresses_are_refused_before_they_are_asked(server, host):
+    refused = r"private or loopback address; got 127\.0\.0\.1.*--allow-private"
+    with pytest.raises(DecodeFailure, match=refused) as failure, local_file(url_of(server, "a.mp4", host), Limits()):
+        pass
+    assert (failure.value.step, failure.value.kind) == ("fetch", "RefusedUrl")
+    for source in ("clips", "list.csv", "a.tar"):
+        with pytest.raises(BadInput, match="private or loopback address"):
+            read_source(url_of(server, source, host), "none")
+    assert server.seen == []
+
+
+def test_redirects_are_refused_also_those_to_private_addresses(server, monkeypatch):
+    monkeypatch.setattr(urls, "is_public", lambda _: True)
+    refused = r"away redirects; got http://127\.0\.0\.1"
+    with pytest.raises(DecodeFailure, match=refused) as failure, local_file(url_of(server, "away"), Limits()):
+        pass
+    assert failure.value.kind == "RefusedUrl"
+    assert set(server.seen) == {"/away"}
+
+
+def test_private_addresses_and_redirects_can_be_allowed(server):
+    limits = Limits(allow_private=True)
+    for path in ("a.mp4", "away", "sized"):
+        with local_file(url_of(server, path), limits) as copy:
+            assert Path(copy).read_bytes() == Handler.body
+    assert [entry.path for entry in read_source(url_of(server, "list.csv"), "list", True).entries] == ["a.mp4"]
+
+
+@pytest.mark.parametrize(("path", "said"), [("a.mp4", "5000 or more bytes"), ("sized", "5000 bytes")])
+def test_a_body_is_bounded_with_and_without_a_length(server, tmp_path, monkeypatch, path, said):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    limits = Limits(allow_private=True, max_fetch_bytes=4999)
+    refused = f"{said}, the limit is 4999"
+    with pytest.raises(DecodeFailure, match=refused) as failure, local_file(url_of(server, path), limits):
+        pass
+    assert failure.value.kind == "TooLarge"
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("pipeline.datasets.corpus._LIST_BYTES", 5)
+    with pytest.raises(BadInput, match="too long for a list"):
+        read_source(url_of(server, "list.csv"), "list", True)
