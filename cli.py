@@ -11,11 +11,12 @@ enough (coverage, verification), 2 a mistake in what was given, 130 interrupted.
 """
 
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 import typer.core
@@ -24,24 +25,51 @@ import typer.exceptions
 from pipeline.errors import BadInput, MissingData, UserError
 from pipeline.workspace import Workspace
 
+log = logging.getLogger("pipeline")  # a handler here gets the records of every room
+
 
 class Commands(typer.core.TyperGroup):
     """A UserError or a mistyped option becomes one line on stderr and exit code 2; anything else is a bug and keeps its
     traceback."""
 
     def invoke(self, ctx: Any) -> Any:
+        with logging_to(sys.stderr, ctx.params["log_file"], quiet=ctx.params["quiet"]):
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except typer.exceptions.TyperException as error:
             wrong = getattr(error, "ctx", None) or ctx
-            say(f"error: {BadInput(error.format_message().rstrip('.'), fix=f'see `{wrong.command_path} --help`')}")
+            log.error(
+                f"error: {BadInput(error.format_message().rstrip('.'), fix=f'see `{wrong.command_path} --help`')}"
+            )
             raise typer.Exit(2) from None
         except UserError as error:
-            say(f"error: {error}")
+            log.error(f"error: {error}")
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            say("interrupted; run the same command again to go on")
+            log.error("interrupted; run the same command again to go on")
             raise typer.Exit(130) from None
+
+
+@contextmanager
+def logging_to(stderr: TextIO, log_file: TextIO | None, *, quiet: bool) -> Iterator[None]:
+    """Records of `pipeline` as plain lines on stderr, and in a file with their times."""
+    handlers = [logging.StreamHandler(stream) for stream in (stderr, log_file) if stream]
+    handlers[-1].setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s" if log_file else None)
+    )
+    before = log.level
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    for handler in handlers:
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+        for handler in handlers:
+            log.removeHandler(handler)
 
 
 app = typer.Typer(
@@ -64,33 +92,9 @@ RunOption = Annotated[str | None, typer.Option("--run", help="Head: a run's name
 HeadDirOption = Annotated[Path | None, typer.Option("--head-dir", help="Head: any folder with config.json")]
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def show(result: Any, as_json: bool, text: str) -> None:
     """The command's result on stdout: one JSON object, or text for people."""
     print(json.dumps(result, ensure_ascii=False) if as_json else text, flush=True)
-
-
-@contextmanager
-def stepwise(title: str) -> Iterator[Any]:
-    """A progress bar on stderr that takes (done, total, text); it appears with the first step."""
-    from tqdm import tqdm
-
-    bars: list[Any] = []
-
-    def step(done: int, total: int, text: str = "") -> None:
-        if not bars:
-            bars.append(tqdm(desc=title, total=total, file=sys.stderr, dynamic_ncols=True, mininterval=0.5))
-        bars[0].set_postfix_str(text, refresh=False)
-        bars[0].update(done - bars[0].n)
-
-    try:
-        yield step
-    finally:
-        for bar in bars:
-            bar.close()
 
 
 def numbers(values: dict[str, str], flag: str) -> dict[str, float]:
@@ -124,6 +128,17 @@ def exclusive(options: dict[str, Any]) -> None:
     given = [name for name, value in options.items() if value not in (None, []) and value is not False]
     if len(given) > 1:
         raise BadInput(f"options exclude each other: {'; '.join(given)}", fix="give those of one of them")
+
+
+@app.callback()
+def common(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, errors and the result")] = False,
+    log_file: Annotated[
+        typer.FileTextWrite | None,
+        typer.Option(mode="a", encoding="utf-8", lazy=False, help="Append what stderr shows, with times"),
+    ] = None,
+) -> None:
+    """Options of every command, given before its name."""
 
 
 @app.command()
@@ -262,7 +277,7 @@ def extract(
         text += f"\nfailures ({classes}): {report.store}/failures.parquet"
     show({name: getattr(report, name) for name in ("inputs", "done", "failed", "skipped", "store")}, as_json, text)
     if not report.enough:
-        say(f"only {report.coverage:.1%} of the videos are done (--min-coverage {report.min_coverage:.0%})")
+        log.warning(f"only {report.coverage:.1%} of the videos are done (--min-coverage {report.min_coverage:.0%})")
         raise typer.Exit(1)
 
 
@@ -315,6 +330,7 @@ def train_head(
     python cli.py train-head --head dits --end-to-end
     python cli.py train-head --head dits --set T_prime=1 --distill dits-1a2b3c4d
     """
+    from pipeline.progress import progress
     from pipeline.resolve import resolve_store
     from pipeline.train.finetune import remember_tuned, train_with_clip, tune_settings
     from pipeline.train.loop import TrainSettings
@@ -332,18 +348,18 @@ def train_head(
     config = head_config(chosen, head, pairs(set_, "--set"), paper_literal=paper_literal)
     settings = TrainSettings(**recipe(chosen, lr=lr, epochs=epochs, batch_size=batch_size), seed=seed)
     how: dict[str, Any] = {"run": run, "start_from": start_from, "devices": devices}
-    say(f"training {config.head} on {chosen.dataset}/{chosen.encoder}")
-    with stepwise(config.head) as progress:
+    log.info(f"training {config.head} on {chosen.dataset}/{chosen.encoder}")
+    with progress(config.head) as step:
         if train_blocks or end_to_end:
             given: dict[str, Any] = {"layer_decay": layer_decay, "gradient_checkpointing": low_memory}
             if clip_lr is not None:
                 given["clip_lr"] = clip_lr
             tune = tune_settings(chosen, "end-to-end" if end_to_end else train_blocks, **given)
-            result = train_with_clip(place, chosen, config, settings, tune, progress=progress, **how)
+            result = train_with_clip(place, chosen, config, settings, tune, progress=step, **how)
             remember_tuned(place, chosen, result["run"])
         else:
             teacher = Distillation(distill, distill_contrast) if distill else None
-            result = train_head(place, chosen, config, settings, distill=teacher, progress=progress, **how)
+            result = train_head(place, chosen, config, settings, distill=teacher, progress=step, **how)
     val = result["val"]
     text = (
         f"{result['run']}: validation R@1 {val['R@1']:.1f}, R@5 {val['R@5']:.1f}, R@10 {val['R@10']:.1f} "
@@ -394,10 +410,10 @@ def index(
     )
     if by_need:
         need = Need(0.95 if recall is None else recall, size_in_bytes(memory) if memory else None, latency_ms)
-        spec = choose_spec(chosen, head, need, gpu=gpu, say=say)
+        spec = choose_spec(chosen, head, need, gpu=gpu)
     else:
         spec = IndexSpec(factory or "Flat", numbers(pairs(search_, "--search"), "--search"), on_disk=on_disk)
-    result = build_corpus_index(place, chosen, head, spec, gpu=gpu, say=say)
+    result = build_corpus_index(place, chosen, head, spec, gpu=gpu)
     show(result.contract(), as_json, f"{chosen.dataset} {result.generation}: {result.total} videos, head {head.run}")
 
 
@@ -436,9 +452,7 @@ def evaluate(
     head = resolve_head(place, chosen, run, head_dir)
     post = [name for name, wanted in (("dual-softmax", dual_softmax), ("query-bank", query_bank)) if wanted]
     options = Options(ties=ties, memory_limit=size_in_bytes(memory_limit), post=post, shortlist=shortlist)  # type: ignore[arg-type]
-    evaluation, folder = evaluate_chosen(
-        place, chosen, head, options, split=split, through_index=index, report=report, say=say
-    )
+    evaluation, folder = evaluate_chosen(place, chosen, head, options, split=split, through_index=index, report=report)
     card = evaluation.metrics["protocol"]
     heading = f"{card['dataset']}, split {card['split']}: {card['label'] or 'no published split'}"
     text = results_table([{"system": head.run, **evaluation.contract()}])
@@ -520,7 +534,7 @@ def reindex(
             raise BadInput(
                 "nothing to do", fix="give --corpus DIR, --delete ID, --run RUN, --list, --rollback or --prune N"
             )
-        result = reindex_corpus(place, corpus=corpus, delete=delete or [], name=name, run=run, say=say)
+        result = reindex_corpus(place, corpus=corpus, delete=delete or [], name=name, run=run)
         text = (
             f"{result.generation}: {result.added} added, {result.deleted} deleted, {result.total} in all ({result.how})"
         )
@@ -586,7 +600,7 @@ def reproduce(
 
     place = Workspace.locate(workspace)
     chosen = resolve_store(place, dataset, encoder)
-    names = possible_tables(place, chosen, say) if table == "all" else table.split(",")
+    names = possible_tables(place, chosen) if table == "all" else table.split(",")
     given = {"lr": lr, "epochs": 1 if quick else epochs, "batch_size": batch_size}
     written = reproduce(
         place,
@@ -596,7 +610,6 @@ def reproduce(
         head=head_settings(pairs(set_, "--set")),
         seeds=1 if quick else seeds,
         jobs=jobs,
-        stepwise=stepwise,
     )
     show(written, as_json, "\n\n".join(written.values()))
 
@@ -623,7 +636,7 @@ def figures(
     chosen = resolve_store(place, dataset, encoder)
     heads = [resolve_head(place, chosen, name) for name in run or (None,)]
     base = resolve_head(place, chosen, against) if against else None
-    drawn = draw_figures(place, chosen, heads, base, say=say)
+    drawn = draw_figures(place, chosen, heads, base)
     files = [str(path) for path in drawn.files]
     show({"gaps": drawn.means, "files": files}, as_json, "\n".join([drawn.table, *files]))
 
@@ -709,7 +722,7 @@ def demo(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> None
     """
     from pipeline.commands.demo import demo
 
-    rows, table = demo(Workspace.locate(workspace), say, stepwise)
+    rows, table = demo(Workspace.locate(workspace))
     show(rows, as_json, table)
 
 

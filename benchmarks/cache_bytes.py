@@ -88,7 +88,7 @@ def table_row(encoder: Encoder, corpus: Corpus, dtype: str, batch_size: int, rat
 def sample_row(encoder: Encoder, manifest: Manifest, folder: Path, dtype: str) -> str:
     settings = ExtractSettings(cache_blocks=1, token_dtype=dtype, num_frames=FRAMES, precision="float32")
     path = folder / dtype
-    extract(manifest, path, settings, encoder=encoder, progress=False)
+    extract(manifest, path, settings, encoder=encoder)
     store = FeatureStore.open(path)
     videos, texts = store.videos(), store.texts()
     embeds = videos.frame_embeds.nbytes + texts.text_embeds.nbytes

@@ -49,7 +49,7 @@ from pipeline.stores.manifest import Manifest, VideoEntry
 clip, store, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 entries = tuple(VideoEntry(str(number), clip, "corpus", (f"caption {number % 50}",)) for number in range(count))
 encoder = load_encoder("ViT-S-32-alt", random_seed=0, device="cpu")
-extract(Manifest("memory", "/", entries), store, ExtractSettings(num_frames=4), encoder=encoder, progress=False)
+extract(Manifest("memory", "/", entries), store, ExtractSettings(num_frames=4), encoder=encoder)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 

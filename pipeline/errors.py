@@ -17,7 +17,7 @@ class UserError(Exception):
             parts.append(f"got {got}")
         message = "; ".join(parts)
         if fix:
-            message += f". To mend it: {fix}"
+            message += f". Fix: {fix}"
         line = " ".join(message.split())
         # File names and annotations are quoted here: their control characters must not reach a terminal.
         super().__init__("".join(char if char.isprintable() else ascii(char)[1:-1] for char in line))

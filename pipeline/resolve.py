@@ -1,4 +1,4 @@
-"""Resolve a command's feature store, head and encoder: those named, or those made last."""
+"""Which store, head and encoder a command means when the user does not say: the last one, or the choices."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace

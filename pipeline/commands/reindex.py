@@ -1,7 +1,8 @@
 """Bring an index up to date with a corpus."""
 
+import logging
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
@@ -21,7 +22,7 @@ from pipeline.stores.features import FeatureStore
 from pipeline.stores.manifest import Manifest, VideoEntry
 from pipeline.workspace import Workspace
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 def reindex(
@@ -32,8 +33,6 @@ def reindex(
     name: str | None = None,
     run: str | None = None,
     policy: Policy | None = None,
-    progress: bool = True,
-    say: Say,
 ) -> Reindexed:
     """Bring an index up to date: extract the clips of a folder or list that it lacks, delete others, switch over.
 
@@ -51,15 +50,14 @@ def reindex(
     if corpus is not None:
         files = corpus_files(corpus)
         entries = new_entries(files, chosen.store, folder_name(corpus))
-        say(f"{len(entries)} of the {len(files)} files in {corpus} are new")
+        log.info(f"{len(entries)} of the {len(files)} files in {corpus} are new")
         if entries:
             report = extract(
                 Manifest(name, str(corpus), tuple(entries)),
                 chosen.store.path,
                 settings_of(chosen.store),
-                progress=progress,
             )
-            say(f"{report.inputs} inputs = {report.done} done + {report.failed} failed + {report.skipped} skipped")
+            log.info(f"{report.inputs} inputs = {report.done} done + {report.failed} failed + {report.skipped} skipped")
             chosen = replace(chosen, store=FeatureStore.open(chosen.store.path))
     videos, deleted = chosen.store.videos(mmap=True), set(delete)
     row = {video_id: index for index, video_id in enumerate(videos.video_ids)}
@@ -77,7 +75,6 @@ def reindex(
         pool=pool,
         maker=maker(chosen, head),
         policy=policy,
-        say=say,
     )
 
 

@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from pipeline.stores.atomic import read_json, write_json
 from pipeline.stores.features import TextFeatures, VideoFeatures
 from pipeline.stores.shards import read_shard, write_shard
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 CAPTION_RULE = "t2v: every caption is a query; v2t: the best of a video's own captions, against all captions"
 
 
@@ -87,7 +88,6 @@ def evaluate(
     index: IndexedGallery | None = None,
     bank: TextFeatures | None = None,
     protocol: Mapping[str, Any] | None = None,
-    say: Say = lambda _: None,
 ) -> Evaluation:
     """Score every text with every video. ``protocol`` joins the card (split, label, selected_on, encoder fingerprint,
     ...).
@@ -101,7 +101,7 @@ def evaluate(
     beside = bytes_beside(len(texts), len(videos), head.config.dim)
     scorer = Scorer(head, videos, memory_limit=options.memory_limit - beside)
     needed = scorer.bytes_needed + beside
-    say(f"exhaustive: {len(texts)} texts x {len(videos)} videos, needs {needed / MB:.0f} MB of memory")
+    log.info(f"exhaustive: {len(texts)} texts x {len(videos)} videos, needs {needed / MB:.0f} MB of memory")
     grid = score_grid(scorer, texts.text_embeds, own)
     if options.post:  # later passes read the scores again
         grid = grid.kept(options.memory_limit - needed)

@@ -1,6 +1,7 @@
 """Evaluate a head on a feature store of the workspace, exhaustively and through its index; keep figures and report."""
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from pipeline.stores.manifest import read_manifest
 from pipeline.video.thumbnail import thumbnail
 from pipeline.workspace import Workspace
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 FIGURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
 
@@ -35,7 +36,6 @@ def evaluate_chosen(
     split: str | None = None,
     through_index: bool = False,
     report: bool = False,
-    say: Say,
 ) -> tuple[Evaluation, Path]:
     """(what was measured, the folder it is kept in). Without a split: test, else everything that has captions."""
     splits = chosen.store.splits()
@@ -47,7 +47,7 @@ def evaluate_chosen(
         raise MissingData(
             f"{chosen.dataset} has no captions to evaluate with", fix="extract it with --captions FILE, or use search"
         )
-    with indexed_gallery(workspace, chosen, head, videos, say) if through_index else nullcontext() as index:
+    with indexed_gallery(workspace, chosen, head, videos) if through_index else nullcontext() as index:
         evaluation = evaluate(
             head.head,
             videos,
@@ -56,7 +56,6 @@ def evaluate_chosen(
             index=index,
             bank=chosen.store.texts("train") if "train" in splits else None,
             protocol=protocol_card(workspace, chosen, head, split, videos, texts),
-            say=say,
         )
     folder = workspace.report_dir(chosen.dataset, head.run)
     evaluation.save(folder)
@@ -78,24 +77,24 @@ def evaluate_chosen(
 
 @contextmanager
 def indexed_gallery(
-    workspace: Workspace, chosen: ResolvedStore, head: ResolvedHead, videos: VideoFeatures, say: Say
+    workspace: Workspace, chosen: ResolvedStore, head: ResolvedHead, videos: VideoFeatures
 ) -> Iterator[IndexedGallery]:
     """The live index (a new Flat one where there is none), if it is of this head and these features and holds all the
     videos; else one of the same type for this evaluation alone: what `search` finds does not change."""
     require_indexable(head)
     store = generations(workspace, chosen.dataset)
     if store.current() is None:
-        say("no index yet: building an exact one (Flat)")
-        build_corpus_index(workspace, chosen, head, IndexSpec(), say=say)
+        log.info("no index yet: building an exact one (Flat)")
+        build_corpus_index(workspace, chosen, head, IndexSpec())
     with store.open() as live:
         if not (reason := unfit(live, chosen, head, videos)):
             yield IndexedGallery.of(live, videos, head.head)
             return
         spec = IndexSpec.from_dict(live.info["spec"])
-    say(f"the live index {reason}: building another for this evaluation alone")
+    log.info(f"the live index {reason}: building another for this evaluation alone")
     with TemporaryDirectory(prefix=".evaluate-", dir=workspace.root) as folder:
         temporary = GenerationStore(Path(folder))
-        build_corpus_index(workspace, chosen, head, spec, into=temporary, say=say)
+        build_corpus_index(workspace, chosen, head, spec, into=temporary)
         with temporary.open() as built:
             gallery = IndexedGallery.of(built, videos, head.head)
             yield replace(gallery, about=gallery.about | {"generation": "none: built for this evaluation alone"})

@@ -6,7 +6,8 @@ videos in the plane of their first two principal components. From finished table
 to captions and frames. PNG and SVG, and the means (Table 9), lie in reports/<dataset>/figures/.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from pipeline.resolve import ResolvedHead, ResolvedStore
 from pipeline.stores.atomic import atomic_write, read_json, write_json
 from pipeline.workspace import Workspace
 
+log = logging.getLogger(__name__)
 Means = dict[str, dict[str, float]]
 SHOWN = 150  # pairs in the plane of principal components
 DAMAGE_AXES = {
@@ -48,8 +50,6 @@ def draw_figures(
     chosen: ResolvedStore,
     heads: Sequence[ResolvedHead],
     against: ResolvedHead | None = None,
-    *,
-    say: Callable[[str], None],
 ) -> Drawn:
     """Draw everything that these runs and the finished tables allow.
 
@@ -70,7 +70,7 @@ def draw_figures(
             change = pairs.after["cosine"] - base.after["cosine"]
             files += change_figure(folder / head.run, change, f"{head.run} - {against.run}")
     tables = tables_dir(workspace, chosen)
-    files += steps_figure(folder, tables, say) + robustness_figure(folder, tables, chosen.store.num_frames, say)
+    files += steps_figure(folder, tables) + robustness_figure(folder, tables, chosen.store.num_frames)
     papers = chosen.dataset == "msrvtt" and str(chosen.store.settings["model"]).startswith("ViT-B-32")
     table = means_table(means, papers)
     write_json(folder / "gaps.json", means)
@@ -114,11 +114,11 @@ def change_figure(folder: Path, change: np.ndarray, what: str) -> list[Path]:
     return save(figure, folder / "change")
 
 
-def steps_figure(folder: Path, tables: Path, say: Callable[[str], None]) -> list[Path]:
+def steps_figure(folder: Path, tables: Path) -> list[Path]:
     """R@1 against T', from Table 8 or 5a of `reproduce`, whichever is there."""
     found = [tables / f"table-{name}.json" for name in ("8", "5a") if (tables / f"table-{name}.json").exists()]
     if not found:
-        say("no figure of R@1 against T': run `python cli.py reproduce --table 8` first")
+        log.info("no figure of R@1 against T': run `python cli.py reproduce --table 8` first")
         return []
     rows = read_json(found[0])
     steps = [int(row["row"].removeprefix("T' = ")) for row in rows]
@@ -128,11 +128,11 @@ def steps_figure(folder: Path, tables: Path, say: Callable[[str], None]) -> list
     return save(figure, folder / "steps")
 
 
-def robustness_figure(folder: Path, tables: Path, num_frames: int, say: Callable[[str], None]) -> list[Path]:
+def robustness_figure(folder: Path, tables: Path, num_frames: int) -> list[Path]:
     """R@1 against damage, one line a system, from the table `robustness` of `reproduce`."""
     path = tables / "table-robustness.json"
     if not path.exists():
-        say("no figure of R@1 under damage: run `python cli.py reproduce --table robustness` first")
+        log.info("no figure of R@1 under damage: run `python cli.py reproduce --table robustness` first")
         return []
     rows = read_json(path)
     figure, axes = panels(len(DAMAGE_AXES))

@@ -8,8 +8,7 @@ table as soon as its runs are done.
 
 import csv
 import io
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +29,12 @@ from pipeline.experiments.runs import (
     tested,
 )
 from pipeline.experiments.tables import FIGURES, TABLES, Column, Row, Table
+from pipeline.progress import progress
 from pipeline.resolve import ResolvedStore, split_label
 from pipeline.stores.atomic import atomic_write, write_json
 from pipeline.workspace import Workspace
 
+log = logging.getLogger(__name__)
 FIRST_SEED = 24  # the paper's
 RESOURCES = {"train": "training", "test": "retrieval"}
 
@@ -62,7 +63,6 @@ def reproduce(
     head: dict[str, Any],
     seeds: int,
     jobs: int | None = None,
-    stepwise: Callable[[str], AbstractContextManager[Any]],
 ) -> dict[str, str]:
     """{table: Markdown}. `head`: HeadConfig's settings for every system that does not name its own. Raises BadInput for
     an unknown table, for settings that one of its systems cannot have, and for a system whose training needs what the
@@ -91,11 +91,11 @@ def reproduce(
     for name in names:
         table = TABLES[name]
         measures = {row.system: {column.measure for column in table.columns} for row in table.rows}
-        with stepwise(f"table {name}") as progress:
+        with progress(f"table {name}") as step:
             prepare_runs(
                 [spec(system, seed) for system in measures for seed in range(seeds)],
                 jobs or at_once,
-                progress,
+                step,
                 measures,
             )
         results = {
@@ -111,15 +111,15 @@ def tables_dir(workspace: Workspace, chosen: ResolvedStore) -> Path:
     return workspace.report_dir(chosen.dataset, "tables") / chosen.encoder
 
 
-def possible_tables(workspace: Workspace, chosen: ResolvedStore, say: Callable[[str], None]) -> list[str]:
-    """The tables whose systems these features allow; of the others, says why not."""
+def possible_tables(workspace: Workspace, chosen: ResolvedStore) -> list[str]:
+    """The tables whose systems these features allow; logs why not the others."""
     names = []
     for name in TABLES:
         try:
             require_possible(workspace, chosen, name, {})
             names.append(name)
         except UserError as error:
-            say(f"without table {name}: {error}")
+            log.info(f"without table {name}: {error}")
     return names
 
 

@@ -80,7 +80,7 @@ def benchmark(
 
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         started = time.perf_counter()
-        extract(chosen, Path(folder) / "store", settings, encoder=encoder, progress=False)
+        extract(chosen, Path(folder) / "store", settings, encoder=encoder)
         whole_seconds = time.perf_counter() - started
     failed = len(chosen.entries) - len(decoded)
     return Rates(len(decoded), failed, len(frames), decode_seconds, encode_seconds, whole_seconds)

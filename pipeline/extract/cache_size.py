@@ -1,7 +1,7 @@
 """How much disk the cached activations take, and whether there is room for them."""
 
+import logging
 import shutil
-import sys
 from pathlib import Path
 
 from pipeline.clip.activations import token_bytes
@@ -10,6 +10,8 @@ from pipeline.clip.text import tokenise
 from pipeline.errors import BadInput
 from pipeline.extract.settings import ExtractSettings
 from pipeline.stores.manifest import Manifest
+
+log = logging.getLogger(__name__)
 
 
 def cache_bytes(encoder: Encoder, manifest: Manifest, num_frames: int, dtype: str) -> int:
@@ -20,12 +22,10 @@ def cache_bytes(encoder: Encoder, manifest: Manifest, num_frames: int, dtype: st
 
 
 def require_room(needed: int, store: Path, settings: ExtractSettings) -> None:
-    """Say how many bytes the cache takes; BadInput where the disk has not that much (unless `accept_size`)."""
+    """Log how many bytes the cache takes; BadInput where the disk has not that much (unless `accept_size`)."""
     folder = next(parent for parent in (store, *store.parents) if parent.exists())
     free = shutil.disk_usage(folder).free
-    print(
-        f"cached activations: {needed / 1e9:.2f} GB, {free / 1e9:.1f} GB free at {folder}", file=sys.stderr, flush=True
-    )
+    log.info(f"cached activations: {needed / 1e9:.2f} GB, {free / 1e9:.1f} GB free at {folder}")
     if needed > free and not settings.accept_size:
         raise BadInput(
             f"the activations of the top {settings.cache_blocks} blocks do not fit on the disk",

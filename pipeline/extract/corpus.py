@@ -17,15 +17,13 @@ from pipeline.workspace import Workspace
 SAMPLE = 100  # files that tell a copied folder from another one of the same name
 
 
-def extract_manifest(
-    workspace: Workspace, manifest: Manifest, settings: ExtractSettings, *, progress: bool = True
-) -> ExtractReport:
+def extract_manifest(workspace: Workspace, manifest: Manifest, settings: ExtractSettings) -> ExtractReport:
     """Extract what the store lacks, write the manifest, and remember the store as the last one. Raises BadInput where
     the store was made from another folder of the same name."""
     encoder = encoder_name(settings.model, settings.pretrained)
     store = workspace.features_dir(manifest.name, encoder)
     require_same_media(store, manifest)
-    report = extract(manifest, store, settings, progress=progress)
+    report = extract(manifest, store, settings)
     write_manifest(manifest, workspace.manifest_path(manifest.name))
     remember_encoder(
         store,

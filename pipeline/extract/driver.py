@@ -9,7 +9,6 @@ clip that fails is a row that says why; inputs = done + failed + skipped is chec
 """
 
 import errno
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from pipeline.clip.activations import require_cacheable, stored_tokens
 from pipeline.clip.encoder import Encoder
@@ -28,6 +26,7 @@ from pipeline.clip.text import encode_sentences, require_windows
 from pipeline.errors import BadInput, UserError
 from pipeline.extract.cache_size import cache_bytes, require_room
 from pipeline.extract.settings import ExtractSettings, encoder_for
+from pipeline.progress import progress
 from pipeline.stores.features import Failure, FeatureStore
 from pipeline.stores.manifest import SKIPPED, Manifest, VideoEntry
 from pipeline.stores.shards import Ragged, read_shard
@@ -71,7 +70,6 @@ def extract(
     settings: ExtractSettings,
     *,
     encoder: Encoder | None = None,
-    progress: bool = True,
 ) -> ExtractReport:
     """Extract whatever of `manifest` is not in the store yet. Raises UserError; a bad video never raises.
 
@@ -90,8 +88,8 @@ def extract(
     store = FeatureStore.create(store_path, fingerprint, shard_format=settings.shard_format, media_root=manifest.root)
     with store.lock(timeout=settings.wait_seconds), _full_disk_is_an_error(store):
         FeatureStore.open(store_path).require(fingerprint, "extract into it")  # another may have made it meanwhile
-        videos = _extract_videos(manifest, store, settings, encoder, progress)
-        captions = _extract_texts(manifest, store, settings, encoder, progress)
+        videos = _extract_videos(manifest, store, settings, encoder)
+        captions = _extract_texts(manifest, store, settings, encoder)
         store.amend(
             {entry.video_id: entry.split for entry in manifest.entries},
             {caption_id: entry.split for entry in manifest.entries for caption_id in entry.caption_ids()},
@@ -126,9 +124,7 @@ def _report(
 # -- videos
 
 
-def _extract_videos(
-    manifest: Manifest, store: FeatureStore, settings: ExtractSettings, encoder: Encoder, progress: bool
-) -> int:
+def _extract_videos(manifest: Manifest, store: FeatureStore, settings: ExtractSettings, encoder: Encoder) -> int:
     """How many clips this run tried."""
     attempts = {failure.video_id: failure.attempts for failure in store.failures()}
     entries = _outstanding(manifest, store, settings)
@@ -139,14 +135,14 @@ def _extract_videos(
         _VideoShard([], settings, encoder).write(store, skipped)
     with (
         DecodePool(jobs, settings.decoding(encoder.frame_size), settings.worker_count) as pool,
-        tqdm(total=len(jobs), desc="videos", unit="clip", disable=not progress, file=sys.stderr) as bar,
+        progress("videos") as step,
     ):
         results = iter(pool)
         for first in range(0, len(entries), settings.shard_size):
             shard = _VideoShard(entries[first : first + settings.shard_size], settings, encoder)
-            for job, result in islice(results, len(shard.entries)):
+            for done, (job, result) in enumerate(islice(results, len(shard.entries)), first + 1):
                 shard.add(entries[job.index], result, attempts.get(entries[job.index].video_id, 0))
-                bar.update()
+                step(done, len(jobs))
             is_last = first + settings.shard_size >= len(entries)
             shard.write(store, skipped if is_last else [])
     return len(entries)
@@ -249,9 +245,7 @@ class _VideoShard:
 # -- captions
 
 
-def _extract_texts(
-    manifest: Manifest, store: FeatureStore, settings: ExtractSettings, encoder: Encoder, progress: bool
-) -> int:
+def _extract_texts(manifest: Manifest, store: FeatureStore, settings: ExtractSettings, encoder: Encoder) -> int:
     """How many captions this run encoded. A caption that changed under its id is encoded again."""
     known = dict(_captions_in(store))
     rows = [
@@ -262,8 +256,8 @@ def _extract_texts(
     ]
     shards = [rows[first : first + settings.text_shard_size] for first in range(0, len(rows), settings.text_shard_size)]
     embed = _remembering(encoder, shards, settings)
-    with tqdm(total=len(rows), desc="captions", unit="caption", disable=not progress, file=sys.stderr) as bar:
-        for shard in shards:
+    with progress("captions") as step:
+        for number, shard in enumerate(shards, start=1):
             columns: dict[str, Any] = {
                 "caption_id": [caption_id for caption_id, _, _ in shard],
                 "video_id": [entry.video_id for _, entry, _ in shard],
@@ -272,7 +266,7 @@ def _extract_texts(
                 **_text_columns(encoder, [caption for _, _, caption in shard], settings, embed),
             }
             store.write_texts(columns)
-            bar.update(len(shard))
+            step(min(number * settings.text_shard_size, len(rows)), len(rows))
     return len(rows)
 
 

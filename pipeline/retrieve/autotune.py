@@ -10,6 +10,7 @@ for this machine and as many threads as FAISS uses; what decides is the ratio wi
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from pipeline.retrieve.exact_search import exact_search
 from pipeline.retrieve.index import IndexSpec, VectorIndex, build, memory_bytes
 from pipeline.retrieve.updates import mean_recall
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 _ONE_BY_ONE = 100  # queries timed alone
 _LEAST_TIMED = 0.2  # seconds: shorter measurements are repeated
 
@@ -87,7 +88,6 @@ def choose(
     *,
     gpu: bool = False,
     seed: int = 24,
-    say: Say = lambda _: None,
 ) -> Choice:
     """The fastest fitting index over vectors (R, D) of videos ``owners`` (R,): by single-query latency if that was
     asked for, by throughput in batches otherwise. ``queries`` (Q, D): held out, aligned texts; stand-ins near the
@@ -105,9 +105,9 @@ def choose(
     for candidate in candidates(*vectors.shape):
         size = candidate.vector_bytes * len(vectors)
         if need.memory_bytes is not None and size > 1.1 * need.memory_bytes:
-            say(f"{candidate.factory}: about {size / 1e6:.0f} MB, over the limit: not built")
+            log.info(f"{candidate.factory}: about {size / 1e6:.0f} MB, over the limit: not built")
             continue
-        say(f"{candidate.factory}: building and tuning")
+        log.info(f"{candidate.factory}: building and tuning")
         rows.append(_measure(candidate, vectors, owners, need, (tuning, shown), truths, gpu=gpu))
     return _pick(rows, need)
 

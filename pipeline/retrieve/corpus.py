@@ -1,6 +1,7 @@
 """The index of a corpus: built from a feature store with a trained head, and found again by what it was made of."""
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from pipeline.stores.features import FeatureStore
 from pipeline.stores.generations import GenerationStore
 from pipeline.workspace import Workspace
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 VERIFY_WITH = 200  # captions that a new index is verified with
 
 
@@ -28,7 +29,6 @@ def build_corpus_index(
     *,
     into: GenerationStore | None = None,
     gpu: bool = False,
-    say: Say,
 ) -> Reindexed:
     """Index every video of the data set with a head, those aside that were deleted from the index; verified with the
     data set's captions where it has some. `into`: another place than the data set's index."""
@@ -46,19 +46,18 @@ def build_corpus_index(
         maker=maker(chosen, head),
         queries=align_texts(head.head, texts.text_embeds[sample]) if len(texts) else None,
         gpu=gpu,
-        say=say,
     )
 
 
-def choose_spec(chosen: ResolvedStore, head: ResolvedHead, need: Need, *, gpu: bool = False, say: Say) -> IndexSpec:
-    """The index that fits a need, tuned on the data set's own captions; says the trade-off that it found."""
+def choose_spec(chosen: ResolvedStore, head: ResolvedHead, need: Need, *, gpu: bool = False) -> IndexSpec:
+    """The index that fits a need, tuned on the data set's own captions; logs the trade-off."""
     require_indexable(head)
     vectors = pool_videos(head.head, chosen.store.videos(mmap=True))
     texts = chosen.store.texts("val" if "val" in chosen.store.splits() else None)
     queries = align_texts(head.head, texts.text_embeds) if len(texts) > 1 else None
     owners = np.repeat(np.arange(len(vectors)), 1 if vectors.ndim == 2 else vectors.shape[1])
-    choice = choose(vectors.reshape(-1, vectors.shape[-1]), owners, need, queries, gpu=gpu, say=say)
-    say(choice.table())
+    choice = choose(vectors.reshape(-1, vectors.shape[-1]), owners, need, queries, gpu=gpu)
+    log.info(choice.table())
     return choice.spec
 
 

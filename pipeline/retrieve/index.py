@@ -12,6 +12,7 @@ Notation: R vectors, D width, Q queries, k videos wanted.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from pipeline.errors import BadInput, CorruptShard
 from pipeline.retrieve.exact_search import best_per_video, normalised
 
-Progress = Callable[[str], None]
+log = logging.getLogger(__name__)
 swig: Any = faiss  # the stubs of FAISS do not know the constructors that its Python layer adds
 _INDEX_FILE = "index.faiss"
 _LISTS_FILE = "index.ivfdata"
@@ -143,7 +144,6 @@ def build(
     *,
     gpu: bool = False,
     folder: Path | None = None,
-    progress: Progress = lambda _: None,
 ) -> VectorIndex:
     """Train on a sample and add vectors (R, D), any float type or memory map, block by block.
 
@@ -156,7 +156,7 @@ def build(
     place, back = _gpu_hooks() if gpu else (_same, _same)
     if not index.is_trained:
         sample = _training_sample(vectors, spec)
-        progress(f"training {spec.factory} on {len(sample)} of {len(vectors)} vectors")
+        log.info(f"training {spec.factory} on {len(sample)} of {len(vectors)} vectors")
         index = place(index)
         _try(lambda: index.train(sample), spec.factory)
         index = back(index)

@@ -8,6 +8,7 @@ unique ids, and recall against exact search on a sample. Vectors come from a fun
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from pipeline.stores.generations import Generation, GenerationStore
 from pipeline.stores.rows import Rows, build_rows, compacted, joined, without
 
 Pool = Callable[[list[str]], NDArray[Any]]  # video ids -> vectors (V, D), or (V, M, D)
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,6 @@ class _Job:
     queries: NDArray[Any] | None
     gpu: bool
     deleted: set[str]  # by this call and by all before
-    say: Say = field(default=lambda _: None)
 
 
 def build_index(
@@ -95,7 +95,6 @@ def build_index(
     policy: Policy | None = None,
     queries: NDArray[Any] | None = None,
     gpu: bool = False,
-    say: Say = lambda _: None,
 ) -> Reindexed:
     """A new live generation that holds exactly these videos, those aside that were deleted from the corpus. Videos that
     the corpus has held keep their numbers.
@@ -104,10 +103,10 @@ def build_index(
     """
     with generations.lock():
         deleted = _deleted(generations)
-        job = _Job(spec, maker, policy or Policy(), queries, gpu, deleted, say)
+        job = _Job(spec, maker, policy or Policy(), queries, gpu, deleted)
         before, next_number = _known_numbers(generations)
         rows = _numbered(build_rows(list(video_ids), list(paths), _unit(vectors)), before, next_number)
-        rows = compacted(without(rows, _kept_out(video_ids, deleted, say)))
+        rows = compacted(without(rows, _kept_out(video_ids, deleted)))
         name, verified = _publish(generations, rows, job, "built")
     held = set(rows.video_ids)
     return Reindexed(name, len(held - before.keys()), len(before.keys() - held), len(rows), verified, "built")
@@ -125,7 +124,6 @@ def reindex_vectors(
     policy: Policy | None = None,
     queries: NDArray[Any] | None = None,
     gpu: bool = False,
-    say: Say = lambda _: None,
 ) -> Reindexed:
     """Delete videos from the live generation, add others, and switch to the result.
 
@@ -145,11 +143,11 @@ def reindex_vectors(
         else:
             live = generations.open()
             rows = without(live.rows(), set(delete))
-            there = set(rows.video_ids) | _kept_out(add_ids, deleted, say)
+            there = set(rows.video_ids) | _kept_out(add_ids, deleted)
             new = [(v, p) for v, p in zip(add_ids, add_paths, strict=True) if v not in there]
             ids, locations = [v for v, _ in new], [p for _, p in new]
         try:
-            job = _Job(spec or _spec_of(live), maker, policy, queries, gpu, deleted | set(delete), say)
+            job = _Job(spec or _spec_of(live), maker, policy, queries, gpu, deleted | set(delete))
             return _update(generations, live, rows, ids, locations, len(delete), pool, job)
         finally:
             if live is not None:
@@ -207,11 +205,11 @@ def _publish(
         "deleted": sorted(job.deleted.difference(rows.video_ids)),
         "how": how,
     }
-    job.say(f"{how}: {len(rows)} videos, {len(rows.owners)} vectors, {job.spec.factory}")
+    log.info(f"{how}: {len(rows)} videos, {len(rows.owners)} vectors, {job.spec.factory}")
 
     def write_index(folder: Path) -> None:
         if appended_to is None:
-            index = build(rows.vectors, job.spec, rows.owners, gpu=job.gpu, folder=folder, progress=job.say)
+            index = build(rows.vectors, job.spec, rows.owners, gpu=job.gpu, folder=folder)
         else:
             old = appended_to.rows()
             index = read(appended_to.path, old.owners, job.spec, mmap=False)
@@ -325,11 +323,11 @@ def _deleted(generations: GenerationStore) -> set[str]:
         return set(live.info.get("deleted", ()))
 
 
-def _kept_out(video_ids: Sequence[str], deleted: set[str], say: Say) -> set[str]:
-    """Those of the ids that were deleted earlier; says how many they are."""
+def _kept_out(video_ids: Sequence[str], deleted: set[str]) -> set[str]:
+    """Those of the ids that were deleted earlier; logs how many they are."""
     found = deleted.intersection(video_ids)
     if found:
-        say(f"{len(found)} of the videos stay out: deleted from the index earlier")
+        log.info(f"{len(found)} of the videos stay out: deleted from the index earlier")
     return found
 
 

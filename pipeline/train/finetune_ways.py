@@ -122,7 +122,7 @@ class FromVideos:
         settings = replace(
             settings_of(self._store), pretrained=str(clip), precision="float32", cache_blocks=0, retry_failed="all"
         )
-        report = extract(self._manifest, path, settings, encoder=encoder_for(settings), progress=False)
+        report = extract(self._manifest, path, settings, encoder=encoder_for(settings))
         if report.failed:
             raise UserError(
                 f"{report.failed} videos could not be embedded with the tuned CLIP ({report.failure_classes})",

@@ -76,13 +76,13 @@ def end_to_end(folder: Path, model: str, *, quick_gelu: bool | None, dim: int) -
     settings = ExtractSettings(
         model, str(weights), quick_gelu=quick_gelu, num_frames=2, workers=1, device="cpu", precision="float32"
     )
-    report = extract_manifest(workspace, Manifest("own", str(folder), entries), settings, progress=False)
+    report = extract_manifest(workspace, Manifest("own", str(folder), entries), settings)
     assert (report.inputs, report.done) == (3, 3)
     chosen = resolve_store(workspace)
     assert (chosen.store.dim, chosen.store.settings["weights_sha256"]) == (dim, digest)
     assert chosen.store.settings["activation"] == ("quickgelu" if quick_gelu else "gelu")
     head = resolve_head(workspace, chosen)
-    evaluation, _ = evaluate_chosen(workspace, chosen, head, Options(), say=lambda _: None)
+    evaluation, _ = evaluate_chosen(workspace, chosen, head, Options())
     assert evaluation.metrics["t2v"]["gallery"] == 3
     texts = chosen.store.texts()
     torch.testing.assert_close(

@@ -94,14 +94,14 @@ def test_windows_are_part_of_the_fingerprint_and_of_every_later_query(tmp_path):
     settings = ExtractSettings(
         num_frames=2, workers=1, device="cpu", precision="float32", long_captions="windows", min_coverage=0
     )
-    extract_manifest(workspace, manifest, settings, progress=False)
+    extract_manifest(workspace, manifest, settings)
     store = resolve_store(workspace).store
     assert store.settings["long_captions"] == "windows"
     assert "long_captions" not in ExtractSettings().fingerprint_part()
     np.testing.assert_allclose(embed_queries(store, [LONG]), store.texts().text_embeds, atol=1e-5)
     assert settings_of(store).long_captions == "windows", "what reindex adds is embedded alike"
     with pytest.raises(FingerprintMismatch, match="long_captions"):
-        extract_manifest(workspace, manifest, ExtractSettings(num_frames=2, device="cpu"), progress=False)
+        extract_manifest(workspace, manifest, ExtractSettings(num_frames=2, device="cpu"))
 
 
 def test_settings_refuse_what_cannot_be():

@@ -23,7 +23,7 @@ def extracted(tmp_path_factory):
     """A workspace with shapes, small: 12 train, 4 val, 8 test clips."""
     root = tmp_path_factory.mktemp("cli")
     manifest = dataset_manifest(Workspace(root), "shapes", None, None, None, {"train": 12, "val": 4, "test": 8})
-    extract_manifest(Workspace(root), manifest, ExtractSettings(precision="float32"), progress=False)
+    extract_manifest(Workspace(root), manifest, ExtractSettings(precision="float32"))
     return root
 
 
@@ -204,3 +204,14 @@ def test_json_is_one_object_on_stdout(workspace, extracted, tmp_path):
     assert (gone["deleted"], gone["total"]) == (1, 24)
     listed = json.loads(run("reindex", "--list", *here).stdout)
     assert [row["live"] for row in listed] == [False] * (len(listed) - 1) + [True]
+
+
+def test_quiet_and_a_log_file(extracted, tmp_path):
+    where, log = ("--workspace", extracted), tmp_path / "log.txt"
+    assert "exhaustive: " in run("evaluate", *where).stderr
+    assert run("--quiet", "evaluate", *where).stderr == ""
+    run("--log-file", log, "evaluate", *where)
+    assert "error: no split" in run("--quiet", "--log-file", log, "evaluate", "--split", "nope", *where, code=2).stderr
+    kept = log.read_text().splitlines()
+    assert "INFO pipeline.evaluate.evaluation: exhaustive: " in kept[0]
+    assert "ERROR pipeline: error: no split" in kept[-1]

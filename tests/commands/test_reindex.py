@@ -30,10 +30,10 @@ class Place:
     """A workspace whose data set "base" is a.mp4, b.mp4 and c.mp4, indexed with mean pooling."""
 
     def __init__(self, folder, settings=SETTINGS):
-        self.folder, self.workspace, self.said = folder, Workspace(folder / "workspace"), []
+        self.folder, self.workspace = folder, Workspace(folder / "workspace")
         base = self.clips("base", "a.mp4", "b.mp4", "c.mp4")
         manifest = dataset_manifest(self.workspace, None, base, None, None, {})
-        extract_manifest(self.workspace, manifest, settings, progress=False)
+        extract_manifest(self.workspace, manifest, settings)
         self.index()
 
     def clips(self, name, *files):
@@ -47,10 +47,10 @@ class Place:
     def index(self, head_dir=None):
         chosen = resolve_store(self.workspace)
         head = resolve_head(self.workspace, chosen, head_dir=head_dir)
-        return build_corpus_index(self.workspace, chosen, head, IndexSpec(), say=self.said.append)
+        return build_corpus_index(self.workspace, chosen, head, IndexSpec())
 
     def reindex(self, corpus=None, **options):
-        return reindex(self.workspace, corpus=corpus, progress=False, say=self.said.append, **options)
+        return reindex(self.workspace, corpus=corpus, **options)
 
     def ids(self):
         with generations(self.workspace, "base").open() as live:
@@ -132,11 +132,11 @@ def test_a_clip_that_failed_is_one_failure_however_often_it_is_given(tmp_path):
     ]
 
 
-def test_what_is_deleted_stays_out_of_every_later_index(place):
+def test_what_is_deleted_stays_out_of_every_later_index(place, caplog):
     place.reindex(delete=["a.mp4"])
     assert place.reindex(place.clips("new", "d.mp4")).added == 1
     assert place.reindex(place.folder / "base").how == "nothing to do"
-    assert "1 of the videos stay out" in place.said[-1]
+    assert "1 of the videos stay out" in caplog.messages[-1]
     assert place.ids() == ["b.mp4", "c.mp4", "d.mp4"]
     assert place.index().total == 3
     place.reindex(delete=["b.mp4"])
@@ -151,14 +151,14 @@ def test_what_is_deleted_stays_out_of_every_later_index(place):
 
 def test_only_what_lies_in_the_folder_is_added(place):
     other = dataset_manifest(place.workspace, None, place.clips("more", "f.mp4"), None, None, {})
-    extract(other, resolve_store(place.workspace).store.path, SETTINGS, progress=False)
+    extract(other, resolve_store(place.workspace).store.path, SETTINGS)
     assert place.reindex(place.clips("new", "d.mp4")).added == 1
 
 
-def test_evaluating_another_head_leaves_the_live_index_alone(place):
+def test_evaluating_another_head_leaves_the_live_index_alone(place, caplog):
     (place.folder / "captions.csv").write_text("video_id,caption\na.mp4,a red square\nb.mp4,a blue bar\n")
     captioned = dataset_manifest(place.workspace, None, place.folder / "base", None, place.folder / "captions.csv", {})
-    extract_manifest(place.workspace, captioned, SETTINGS, progress=False)
+    extract_manifest(place.workspace, captioned, SETTINGS)
     place.reindex(delete=["c.mp4"])
     place.save_head(place.workspace.head_dir("base", "other"))
     before = sorted(place.workspace.root.glob("indexes/**/*")), place.ids()
@@ -166,17 +166,15 @@ def test_evaluating_another_head_leaves_the_live_index_alone(place):
 
     def measured(run):
         head = resolve_head(place.workspace, chosen, run)
-        evaluation, _ = evaluate_chosen(
-            place.workspace, chosen, head, Options(resamples=10), through_index=True, say=place.said.append
-        )
+        evaluation, _ = evaluate_chosen(place.workspace, chosen, head, Options(resamples=10), through_index=True)
         return evaluation.contract()["index"]
 
     assert measured("other")["R@1"] == measured("other")["R@1"]
-    assert "the live index was made with another head or other features" in " ".join(place.said)
+    assert "the live index was made with another head or other features" in caplog.text
     assert measured("zero-shot")["bytes"] < measured("other")["bytes"], "the live one, without what was deleted"
     assert (sorted(place.workspace.root.glob("indexes/**/*")), place.ids()) == before
     assert not list(place.workspace.root.glob(".evaluate-*"))
     place.reindex(delete=["a.mp4"])
     assert measured("zero-shot")["shortlist_recall"]["10"] == 100
-    assert "lacks 1 of the 2 videos" in " ".join(place.said)
+    assert "lacks 1 of the 2 videos" in caplog.text
     assert place.ids() == ["b.mp4"]

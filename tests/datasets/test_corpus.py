@@ -45,7 +45,7 @@ def expected(folder, tmp_path_factory) -> dict[str, bytes]:
 
 
 def embeddings(manifest: Manifest, place: Path) -> dict[str, bytes]:
-    report = extract(manifest, place / "store", SETTINGS, encoder=PlainEncoder(), progress=False)  # type: ignore[arg-type]
+    report = extract(manifest, place / "store", SETTINGS, encoder=PlainEncoder())  # type: ignore[arg-type]
     assert report.failed == 0, FeatureStore.open(place / "store").failures()
     videos = FeatureStore.open(place / "store").videos()
     names = [Path(video_id).name.removesuffix(".mp4") for video_id in videos.video_ids]
@@ -295,9 +295,7 @@ def test_s3_folders_and_tars(folder, expected, tmp_path, s3):
 
 def test_a_remote_file_that_is_gone_is_a_failure_row(tmp_path):
     entries = (VideoEntry("v", f"file://{tmp_path}/gone.mp4", "corpus"),)
-    report = extract(
-        Manifest("gone", "", entries), tmp_path / "store", SETTINGS, encoder=PlainEncoder(), progress=False
-    )  # type: ignore[arg-type]
+    report = extract(Manifest("gone", "", entries), tmp_path / "store", SETTINGS, encoder=PlainEncoder())  # type: ignore[arg-type]
     assert report.failure_classes == {"MissingFile": 1}
 
 

@@ -66,10 +66,10 @@ def test_a_memory_limit_that_cannot_hold_is_refused(tmp_path):
         evaluate(make_head(), store.videos(), store.texts(), Options(memory_limit=1_000_000))
 
 
-def test_protocol_card_and_contract(tmp_path):
-    store, head, said = make_store(tmp_path / "f"), make_head(), []
+def test_protocol_card_and_contract(tmp_path, caplog):
+    store, head = make_store(tmp_path / "f"), make_head()
     card = {"split": "test", "selected_on": "val", "label": "toy"}
-    evaluation = evaluate(head, store.videos(), store.texts(), Options(resamples=10), protocol=card, say=said.append)
+    evaluation = evaluate(head, store.videos(), store.texts(), Options(resamples=10), protocol=card)
     contract = json.loads(json.dumps(evaluation.contract()))
     assert contract.keys() == {"t2v", "v2t", "index", "protocol"}
     assert contract["t2v"].keys() == {"R@1", "R@5", "R@10", "MdR", "MnR", "queries", "gallery"}
@@ -78,8 +78,8 @@ def test_protocol_card_and_contract(tmp_path):
     assert {key: protocol[key] for key in card} == card
     assert (protocol["queries"], protocol["videos"]) == ({"t2v": 80, "v2t": 40}, 40)
     assert protocol["head_fingerprint"] == head_fingerprint(head) != head_fingerprint(make_head(seed=1))
-    assert "80 texts x 40 videos" in said[0]
-    assert "MB" in said[0]
+    assert "80 texts x 40 videos" in caplog.messages[0]
+    assert "MB" in caplog.messages[0]
 
 
 def test_several_texts_that_are_equal_tie_and_it_is_said(tmp_path):

@@ -109,7 +109,7 @@ def test_bad_runs_are_one_line(workspace):
 def test_steps_are_read_from_the_table(tmp_path):
     rows = [{"row": f"T' = {n}", "R@1": 40.0 + n, "R@1 sd": 0.5} for n in (0, 1, 5)]
     write_json(tmp_path / "table-5a.json", rows)
-    files = steps_figure(tmp_path / "figures", tmp_path, print)
+    files = steps_figure(tmp_path / "figures", tmp_path)
     assert [path.name for path in files] == ["steps.png", "steps.svg"]
     assert "R@1, %" in files[1].read_text()
 

@@ -2,7 +2,6 @@
 
 import csv
 from concurrent.futures import Future
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 from test_cli import extracted, refused, run  # noqa: F401
 
-import cli
 from dits_head.config import HeadConfig
 from pipeline.clip.stored import embed_queries
 from pipeline.evaluate.corruption import damage_captions
@@ -42,10 +40,6 @@ class InProcess:
         return future
 
 
-def silent(title):
-    return nullcontext(lambda *_: None)
-
-
 @pytest.fixture(scope="module")
 def reproduced(extracted):  # noqa: F811
     workspace = Workspace(extracted)
@@ -58,7 +52,7 @@ def reproduced(extracted):  # noqa: F811
         )  # joint: test_end_to_end_training
         patch.setitem(TABLES, "9", replace(TABLES["9"], rows=fixed))
         settings = recipe(chosen, epochs=1, batch_size=16)
-        written = reproduce(workspace, chosen, list(NEW), settings, head={}, seeds=1, jobs=1, stepwise=silent)
+        written = reproduce(workspace, chosen, list(NEW), settings, head={}, seeds=1, jobs=1)
     return workspace, chosen, written
 
 
@@ -99,11 +93,11 @@ def test_a_run_is_told_apart_by_its_features(reproduced):
     assert run_name(spec) == run_name(replace(spec, features=features_id(resolve_store(workspace))))
 
 
-def test_what_the_features_do_not_allow_is_said_before_anything_is_trained(reproduced, capsys):
+def test_what_the_features_do_not_allow_is_said_before_anything_is_trained(reproduced, caplog):
     workspace, chosen, _ = reproduced
-    possible = possible_tables(workspace, chosen, cli.say)
+    possible = possible_tables(workspace, chosen)
     assert set(TABLES) - set(possible) == {"blocks"}  # no activations were kept
-    assert "without table blocks: " in capsys.readouterr().err
+    assert "without table blocks: " in caplog.text
     assert "extract with --cache-blocks 1" in refused("reproduce", "--table", "blocks", "--workspace", workspace.root)
     line = refused("reproduce", "--table", "5a", "--set", "T_prime=3", "--workspace", workspace.root)
     assert "table 5a names T' in its rows" in line
@@ -189,7 +183,7 @@ def test_robustness_is_the_same_every_time_and_stands_in_every_form(reproduced):
 def test_the_robustness_figure_shows_every_system(reproduced, tmp_path):
     workspace, chosen, _ = reproduced
     tables = tables_dir(workspace, chosen)
-    files = robustness_figure(tmp_path, tables, chosen.store.num_frames, cli.say)
+    files = robustness_figure(tmp_path, tables, chosen.store.num_frames)
     assert [path.name for path in files] == ["robustness.png", "robustness.svg"]
     drawn = files[1].read_text()
     for row in TABLES["robustness"].rows:

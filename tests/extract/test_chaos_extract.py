@@ -38,7 +38,7 @@ from clip_maker import PlainEncoder
 from test_extract import SETTINGS
 from pipeline.extract.driver import extract
 from pipeline.stores.manifest import read_manifest
-extract(read_manifest(Path(sys.argv[1])), Path(sys.argv[2]), SETTINGS, encoder=PlainEncoder(), progress=False)
+extract(read_manifest(Path(sys.argv[1])), Path(sys.argv[2]), SETTINGS, encoder=PlainEncoder())
 """
 
 

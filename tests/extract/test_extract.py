@@ -51,7 +51,7 @@ def corpus(tmp_path_factory) -> Manifest:
 
 
 def run(manifest: Manifest, store: Path, encoder: PlainEncoder, **changes) -> tuple:
-    report = extract(manifest, store, replace(SETTINGS, **changes), encoder=encoder, progress=False)  # type: ignore[arg-type]
+    report = extract(manifest, store, replace(SETTINGS, **changes), encoder=encoder)  # type: ignore[arg-type]
     return report, FeatureStore.open(store)
 
 
@@ -187,7 +187,7 @@ from pipeline.extract.driver import extract
 from clip_maker import PlainEncoder
 from pipeline.stores.manifest import read_manifest
 print("ready", flush=True)
-extract(read_manifest(Path(sys.argv[1])), Path(sys.argv[2]), SETTINGS, encoder=PlainEncoder(), progress=False)
+extract(read_manifest(Path(sys.argv[1])), Path(sys.argv[2]), SETTINGS, encoder=PlainEncoder())
 """
 
 

@@ -219,17 +219,16 @@ def test_gpu_equals_cpu():
 # -- choice by need --------------------------------------------------------------------------------------------------
 
 
-def test_choice_meets_the_need_and_shows_what_it_weighed():
+def test_choice_meets_the_need_and_shows_what_it_weighed(caplog):
     vectors, queries = clustered(4000), clustered(200, seed=1)
-    said: list[str] = []
-    choice = choose(vectors, np.arange(4000), Need(recall=0.9, memory_bytes=400_000), queries, say=said.append)
+    choice = choose(vectors, np.arange(4000), Need(recall=0.9, memory_bytes=400_000), queries)
     chosen = next(row for row in choice.rows if row.spec == choice.spec)
     assert chosen.why == ""
     assert chosen.bytes <= 400_000
     rebuilt = build(vectors, choice.spec)
     truth = exact_search(vectors, np.arange(4000), queries, 10)[1]
     assert mean_recall(rebuilt.search(queries, 10)[1], truth) >= 0.85
-    assert any(line.startswith("Flat: about 1 MB, over the limit") for line in said)
+    assert any(line.startswith("Flat: about 1 MB, over the limit") for line in caplog.messages)
     assert "->" in choice.table()
     assert all(row.spec.factory in choice.table() for row in choice.rows)
 

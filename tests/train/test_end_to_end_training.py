@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_tables import InProcess, silent
+from test_tables import InProcess
 from typer.testing import CliRunner
 
 import cli
@@ -48,7 +48,7 @@ def extracted(tmp_path_factory):
     root = tmp_path_factory.mktemp("end-to-end")
     manifest = dataset_manifest(Workspace(root), "shapes", None, None, None, SIZES)
     settings = ExtractSettings(cache_blocks=2, precision="float32")
-    extract_manifest(Workspace(root), manifest, settings, progress=False)
+    extract_manifest(Workspace(root), manifest, settings)
     return root
 
 
@@ -168,7 +168,7 @@ def test_killed_in_mid_run_it_ends_with_the_same_weights(workspace, tmp_path):
 def test_videos_that_are_gone_or_changed_are_named(extracted, tmp_path):
     root = shutil.copytree(extracted, tmp_path / "workspace")
     manifest = dataset_manifest(Workspace(root), "shapes", None, None, None, SIZES)
-    extract_manifest(Workspace(root), manifest, ExtractSettings(cache_blocks=2, precision="float32"), progress=False)
+    extract_manifest(Workspace(root), manifest, ExtractSettings(cache_blocks=2, precision="float32"))
     clip = next((root / "datasets/shapes").rglob("train-00003.mp4"))
     whole = clip.read_bytes()
     chosen = resolve_store(Workspace(root))
@@ -203,7 +203,7 @@ def test_every_head_trains_with_blocks(workspace, head):
 def test_a_store_in_half_precision_is_tuned_in_full(tmp_path):
     manifest = dataset_manifest(Workspace(tmp_path), "shapes", None, None, None, SIZES)
     settings = ExtractSettings(cache_blocks=1, precision="bfloat16")
-    extract_manifest(Workspace(tmp_path), manifest, settings, progress=False)
+    extract_manifest(Workspace(tmp_path), manifest, settings)
     for run_name, how in (("top", ("--train-blocks", 1)), ("whole", ("--end-to-end",))):
         options = ("--head", "mean-pool", *how, "--epochs", 1, "--run", run_name, "--encoder", "shapes-clip")
         run("train-head", *options, "--workspace", tmp_path)
@@ -214,7 +214,7 @@ def test_a_store_in_half_precision_is_tuned_in_full(tmp_path):
 
 def test_windows_of_long_captions_are_refused(tmp_path):
     manifest = dataset_manifest(Workspace(tmp_path), "shapes", None, None, None, SIZES)
-    extract_manifest(Workspace(tmp_path), manifest, ExtractSettings(long_captions="windows"), progress=False)
+    extract_manifest(Workspace(tmp_path), manifest, ExtractSettings(long_captions="windows"))
     with pytest.raises(UserError, match="one text a caption"):
         FromVideos(Workspace(tmp_path), resolve_store(Workspace(tmp_path)))
 
@@ -256,7 +256,7 @@ def test_tables_run_systems_whose_clip_is_trained_too(workspace):
         for name in [row.system for row in TABLES["blocks"].rows]:
             patch.setitem(SYSTEMS, name, replace(SYSTEMS[name], head={"head": "mean-pool"}))  # the quickest
         settings = recipe(chosen, epochs=1, batch_size=16)
-        written = reproduce(place, chosen, ["blocks", "5b"], settings, head={}, seeds=1, jobs=1, stepwise=silent)
+        written = reproduce(place, chosen, ["blocks", "5b"], settings, head={}, seeds=1, jobs=1)
     folder = tables_dir(place, chosen)
     rows = {row["row"]: row for row in read_json(folder / "table-blocks.json")}
     assert list(rows) == ["fix CLIP", "k = 1", "k = 2", "all blocks", "end to end"]

@@ -67,7 +67,7 @@ def extracted(tmp_path_factory):
     """shapes, small, with what enters the top two blocks."""
     workspace = Workspace(tmp_path_factory.mktemp("tune"))
     manifest = dataset_manifest(workspace, "shapes", None, None, None, {"train": 110, "val": 20, "test": 20})
-    extract_manifest(workspace, manifest, ExtractSettings(cache_blocks=2, precision="float32"), progress=False)
+    extract_manifest(workspace, manifest, ExtractSettings(cache_blocks=2, precision="float32"))
     return workspace
 
 
@@ -82,7 +82,7 @@ def test_the_cache_gives_the_stored_embeddings(extracted, tmp_path, token_dtype,
         workspace = Workspace(tmp_path)
         manifest = dataset_manifest(workspace, "shapes", None, None, None, {"train": 4, "val": 2, "test": 2})
         settings = ExtractSettings(cache_blocks=2, precision="float32", token_dtype="int8")
-        extract_manifest(workspace, manifest, settings, progress=False)
+        extract_manifest(workspace, manifest, settings)
     chosen = resolve_store(workspace)
     encoder = load_encoder("shapes-clip", device="cpu", precision="float32")
     videos, texts = chosen.store.videos("test"), chosen.store.texts("test")
@@ -130,7 +130,7 @@ def test_a_tuned_run_moves_clip_and_everything_follows(extracted, tmp_path):
     assert cosines(alone, chosen.store.texts("test").text_embeds).min() < 0.9999  # CLIP has moved
     manifest = dataset_manifest(extracted, "shapes", None, None, None, {"train": 110, "val": 20, "test": 20})
     settings = ExtractSettings(pretrained=str(out), precision="float32")
-    again = extract_manifest(Workspace(tmp_path), manifest.split("test"), settings, progress=False)
+    again = extract_manifest(Workspace(tmp_path), manifest.split("test"), settings)
     decoded = FeatureStore.open(Path(again.store)).videos()
     assert decoded.video_ids == tuned.store.videos("test").video_ids
     assert cosines(decoded.frame_embeds, tuned.store.videos("test").frame_embeds).min() >= 0.999
