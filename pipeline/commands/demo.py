@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.datasets.manifests import dataset_manifest
 from pipeline.evaluate.evaluation import Options, compare
+from pipeline.evaluate.metrics import retrieval_metrics
 from pipeline.evaluate.run import evaluate_chosen, results_table
 from pipeline.extract.corpus import extract_manifest
 from pipeline.extract.settings import ExtractSettings
@@ -13,7 +14,9 @@ from pipeline.resolve import ZERO_SHOT, choose_head, choose_store
 from pipeline.retrieve.corpus import build_corpus_index
 from pipeline.retrieve.index import IndexSpec
 from pipeline.train.loop import TrainSettings
-from pipeline.train.run import head_config, recipe, train_head
+from pipeline.train.recipe import head_config, recipe
+from pipeline.train.run import train_head
+from pipeline.train.tasks import HeadTask
 from pipeline.workspace import Workspace
 
 Say = Callable[[str], None]
@@ -33,7 +36,8 @@ def demo(workspace: Workspace, say: Say, stepwise: Stepwise, **options: Any) -> 
         say(f"{number}/4  training {title}")
         training = TrainSettings(**recipe(chosen), seed=24)
         with stepwise(head) as progress:
-            result = train_head(workspace, chosen, head_config(chosen, head, {}), training, progress=progress)
+            config = head_config(chosen, head, {})
+            result = train_head(workspace, chosen, config, training, HeadTask(), retrieval_metrics, progress=progress)
         runs[title] = result["run"]
 
     say("4/4  indexing and evaluating")
