@@ -296,9 +296,8 @@ def train_head(
     seed: Annotated[int, typer.Option(help="Same seed, same weights (on one CPU)")] = 24,
     start_from: Annotated[str | None, typer.Option(help="Begin with another run's equally named weights")] = None,
     distill: Annotated[
-        str | None, typer.Option(help="Learn where another run takes each text, such as ten steps in one")
+        str | None, typer.Option(help="Distil another run's aligned text embeddings, such as ten steps into one")
     ] = None,
-    distill_contrast: Annotated[float, typer.Option(help="Weight of the contrastive loss beside --distill")] = 0.0,
     train_blocks: Annotated[
         int, typer.Option(help="Train so many of CLIP's top blocks too, from cached activations")
     ] = 0,
@@ -330,11 +329,14 @@ def train_head(
     python cli.py train-head --head dits --end-to-end
     python cli.py train-head --head dits --set T_prime=1 --distill dits-1a2b3c4d
     """
+    from pipeline.evaluate.metrics import retrieval_metrics
     from pipeline.progress import progress
     from pipeline.resolve import resolve_store
-    from pipeline.train.finetune import remember_tuned, train_with_clip, tune_settings
+    from pipeline.train.finetune import FinetuneTask, remember_tuned, tune_settings
     from pipeline.train.loop import TrainSettings
-    from pipeline.train.run import Distillation, head_config, recipe, train_head
+    from pipeline.train.recipe import head_config, recipe
+    from pipeline.train.run import RunOptions, train_head
+    from pipeline.train.tasks import DistillTask, HeadTask
 
     if end_to_end and train_blocks:
         raise BadInput(
@@ -347,19 +349,18 @@ def train_head(
     chosen = resolve_store(place, dataset, encoder)
     config = head_config(chosen, head, pairs(set_, "--set"), paper_literal=paper_literal)
     settings = TrainSettings(**recipe(chosen, lr=lr, epochs=epochs, batch_size=batch_size), seed=seed)
-    how: dict[str, Any] = {"run": run, "start_from": start_from, "devices": devices}
+    task = DistillTask(distill) if distill else HeadTask()
+    if train_blocks or end_to_end:
+        given: dict[str, Any] = {"layer_decay": layer_decay, "gradient_checkpointing": low_memory}
+        if clip_lr is not None:
+            given["clip_lr"] = clip_lr
+        task = FinetuneTask(tune_settings(chosen, "end-to-end" if end_to_end else train_blocks, **given))
+    options = RunOptions(run, start_from, devices=devices)
     log.info(f"training {config.head} on {chosen.dataset}/{chosen.encoder}")
     with progress(config.head) as step:
-        if train_blocks or end_to_end:
-            given: dict[str, Any] = {"layer_decay": layer_decay, "gradient_checkpointing": low_memory}
-            if clip_lr is not None:
-                given["clip_lr"] = clip_lr
-            tune = tune_settings(chosen, "end-to-end" if end_to_end else train_blocks, **given)
-            result = train_with_clip(place, chosen, config, settings, tune, progress=step, **how)
-            remember_tuned(place, chosen, result["run"])
-        else:
-            teacher = Distillation(distill, distill_contrast) if distill else None
-            result = train_head(place, chosen, config, settings, distill=teacher, progress=step, **how)
+        result = train_head(place, chosen, config, settings, task, retrieval_metrics, options, step)
+    if train_blocks or end_to_end:
+        remember_tuned(place, chosen, result["run"])
     val = result["val"]
     text = (
         f"{result['run']}: validation R@1 {val['R@1']:.1f}, R@5 {val['R@5']:.1f}, R@10 {val['R@10']:.1f} "
@@ -596,7 +597,7 @@ def reproduce(
     """
     from pipeline.experiments.reproduce import possible_tables, reproduce
     from pipeline.resolve import resolve_store
-    from pipeline.train.run import head_settings, recipe
+    from pipeline.train.recipe import head_settings, recipe
 
     place = Workspace.locate(workspace)
     chosen = resolve_store(place, dataset, encoder)

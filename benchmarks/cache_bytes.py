@@ -26,7 +26,7 @@ from pipeline.extract.settings import ExtractSettings
 from pipeline.presets import get_preset
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.manifest import Manifest
-from pipeline.train.cached_inputs import TokenCache
+from pipeline.train.cached_inputs import CachedInputs
 from pipeline.workspace import Workspace
 
 FRAMES = 12
@@ -94,9 +94,9 @@ def sample_row(encoder: Encoder, manifest: Manifest, folder: Path, dtype: str) -
     embeds = videos.frame_embeds.nbytes + texts.text_embeds.nbytes
     on_disk = sum(shard.stat().st_size for kind in ("videos", "texts") for shard in store.shard_paths(kind))
     computed = cache_bytes(encoder, manifest, FRAMES, dtype)
-    cache = TokenCache(store, videos, texts)
+    cache = CachedInputs(store, videos, texts)
     began = time.perf_counter()
-    count = sum(tokens.numel() for tokens in cache.frames([np.arange(len(videos))] * 5))
+    count = sum(tokens.numel() for tokens in cache.frame_inputs([np.arange(len(videos))] * 5))
     rate = count * (2 if dtype == "float16" else 1) / (time.perf_counter() - began)
     return (
         f"| {len(videos)} clips, {len(texts)} captions | {dtype} | {computed:,} "

@@ -1,9 +1,24 @@
-"""Property-based tests draw the same examples in CI every time, so that a run depends on the change alone."""
+"""Fixtures of several rooms. Property-based tests draw the same examples in CI every time: only the change decides."""
 
 import os
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("ci", derandomize=True, deadline=None)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory):
+    """A workspace with shapes, small: 12 train, 4 val, 8 test clips."""
+    from pipeline.datasets.manifests import dataset_manifest
+    from pipeline.extract.corpus import extract_manifest
+    from pipeline.extract.settings import ExtractSettings
+    from pipeline.workspace import Workspace
+
+    root = tmp_path_factory.mktemp("cli")
+    manifest = dataset_manifest(Workspace(root), "shapes", None, None, None, {"train": 12, "val": 4, "test": 8})
+    extract_manifest(Workspace(root), manifest, ExtractSettings(precision="float32"))
+    return root

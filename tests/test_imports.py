@@ -6,8 +6,6 @@ import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 FOUNDATION = ("errors", "fingerprint", "frame_size", "presets", "progress", "workspace")
 STAGES = ("extract", "train", "retrieve")
@@ -56,9 +54,6 @@ def room(module: str) -> str:
     return parts[1] if parts[0] == "pipeline" and len(parts) > 1 else parts[0]
 
 
-@pytest.mark.xfail(
-    reason="training publishes through stage 1 and validates with evaluate: mended with the run skeleton", strict=True
-)
 def test_arrows_run_downwards():
     floor = {name: level for level, names in enumerate(FLOORS) for name in names}
     wrong = [

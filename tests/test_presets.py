@@ -14,7 +14,7 @@ from pipeline.experiments.runs import system_settings
 from pipeline.experiments.tables import TABLES
 from pipeline.presets import PRESETS, get_preset
 from pipeline.train.loop import TrainSettings
-from pipeline.train.run import head_config, recipe
+from pipeline.train.recipe import head_config, recipe
 
 PAPER = Path(__file__).resolve().parents[2] / "shared" / "PAPER.md"
 TITLES = {"MSR-VTT 1k-A": "msrvtt", "LSMDC": "lsmdc", "DiDeMo": "didemo", "VATEX": "vatex", "Charades": "charades"}

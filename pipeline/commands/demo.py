@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.datasets.manifests import dataset_manifest
 from pipeline.evaluate.evaluation import Options, compare
+from pipeline.evaluate.metrics import retrieval_metrics
 from pipeline.evaluate.run import evaluate_chosen, results_table
 from pipeline.extract.corpus import extract_manifest
 from pipeline.extract.settings import ExtractSettings
@@ -13,7 +14,9 @@ from pipeline.resolve import ZERO_SHOT, resolve_head, resolve_store
 from pipeline.retrieve.corpus import build_corpus_index
 from pipeline.retrieve.index import IndexSpec
 from pipeline.train.loop import TrainSettings
-from pipeline.train.run import head_config, recipe, train_head
+from pipeline.train.recipe import head_config, recipe
+from pipeline.train.run import train_head
+from pipeline.train.tasks import HeadTask
 from pipeline.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -32,7 +35,8 @@ def demo(workspace: Workspace, **options: Any) -> tuple[list[dict[str, Any]], st
         log.info(f"{number}/4  training {title}")
         training = TrainSettings(**recipe(chosen), seed=24)
         with progress(head) as step:
-            result = train_head(workspace, chosen, head_config(chosen, head, {}), training, progress=step)
+            config = head_config(chosen, head, {})
+            result = train_head(workspace, chosen, config, training, HeadTask(), retrieval_metrics, progress=step)
         runs[title] = result["run"]
 
     log.info("4/4  indexing and evaluating")

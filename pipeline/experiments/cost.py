@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.resolve import ResolvedHead, ResolvedStore
 from pipeline.stores.features import FeatureStore
 from pipeline.train.finetune import tuned_encoder
-from pipeline.train.finetune_ways import clips_of
+from pipeline.train.trainable_clip import clips_of
 from pipeline.workspace import Workspace
 
 

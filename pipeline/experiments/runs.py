@@ -98,7 +98,7 @@ def features_id(chosen: Any) -> str:
     """Which features a run is made from, and the preset that they bring: other videos, splits or captions, another
     encoder or another recipe of the head must not be taken for what an earlier run was made of."""
     from pipeline.fingerprint import fingerprint
-    from pipeline.train.run import preset_of
+    from pipeline.train.recipe import preset_of
 
     videos, texts = chosen.store.videos(mmap=True), chosen.store.texts()
     about = {
@@ -190,7 +190,7 @@ def _open(spec: RunSpec, *, to_train: bool = False) -> Any:
 def system_settings(chosen: Any, system: str, head: Mapping[str, Any]) -> dict[str, Any]:
     """HeadConfig's settings of a table's row: the system's, under them `head`, and under those the preset's, but for
     T': the rows name it, and a preset with another (DiDeMo's 5) would stand under the wrong label."""
-    from pipeline.train.run import preset_head
+    from pipeline.train.recipe import preset_head
 
     own = SYSTEMS[system].head
     preset = {name: value for name, value in preset_head(chosen, own["head"]).items() if name != "T_prime"}
@@ -200,7 +200,7 @@ def system_settings(chosen: Any, system: str, head: Mapping[str, Any]) -> dict[s
 def require_trainable(workspace: Workspace, chosen: Any, system: str) -> None:
     """Raises BadInput where a system that trains CLIP needs activations or video files that are not there."""
     from pipeline.train.finetune import tune_settings
-    from pipeline.train.finetune_ways import require_cached, require_clips
+    from pipeline.train.trainable_clip import require_cached, require_clips
 
     how = SYSTEMS[system].tune
     if how is None:
@@ -214,31 +214,26 @@ def require_trainable(workspace: Workspace, chosen: Any, system: str) -> None:
 
 def _train_task(spec: RunSpec) -> None:
     from dits_head.config import HeadConfig
+    from pipeline.evaluate.metrics import retrieval_metrics
+    from pipeline.train.finetune import FinetuneTask, tune_settings
     from pipeline.train.loop import TrainSettings
-    from pipeline.train.run import Distillation, train_head
+    from pipeline.train.run import RunOptions, train_head
+    from pipeline.train.tasks import DistillTask, HeadTask
 
     chosen = _open(spec, to_train=True)
     system = SYSTEMS[spec.system]
     parent = run_name(RunSpec(**{**asdict(spec), "system": system.parent})) if system.parent else None
-    what = (
+    task = DistillTask(parent) if parent and system.distilled_from else HeadTask()
+    if system.tune:
+        task = FinetuneTask(tune_settings(chosen, system.tune))
+    train_head(
         Workspace(Path(spec.workspace)),
         chosen,
         HeadConfig(**system_settings(chosen, spec.system, spec.head)),
         TrainSettings(**spec.recipe, seed=spec.seed),
-    )
-    start_from = parent if system.start_from else None
-    if system.tune:
-        from pipeline.train.finetune import train_with_clip, tune_settings
-
-        tune = tune_settings(chosen, system.tune)
-        train_with_clip(*what, tune, run=run_name(spec), start_from=start_from, for_tables=True)
-        return
-    train_head(
-        *what,
-        run=run_name(spec),
-        start_from=start_from,
-        for_tables=True,
-        distill=Distillation(parent, system.contrast) if parent and system.distilled_from else None,
+        task,
+        retrieval_metrics,
+        RunOptions(run_name(spec), parent if system.start_from else None, for_tables=True),
     )
 
 

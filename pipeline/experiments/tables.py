@@ -17,13 +17,12 @@ FIGURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
 @dataclass(frozen=True)
 class System:
     """head: HeadConfig's settings besides dim. start_from: the system whose trained weights it begins with.
-    distilled_from: the system whose aligned texts it learns; contrast: weight of the contrastive loss beside that.
+    distilled_from: the system whose aligned texts it learns.
     tune: how much of CLIP trains too: so many top blocks or `all` of them, from cached activations, or `end-to-end`."""
 
     head: dict[str, Any]
     start_from: str | None = None
     distilled_from: str | None = None
-    contrast: float = 0.0
     tune: int | str | None = None
 
     @property
@@ -115,7 +114,6 @@ SYSTEMS: dict[str, System] = {
     "dits": _dits(),
     **{f"dits-tuned-{tune}": System({"head": "dits"}, tune=tune) for tune in (1, 2, "all", "end-to-end")},
     "distilled": System({"head": "dits", "T_prime": 1}, distilled_from="dits"),
-    "distilled-contrast": System({"head": "dits", "T_prime": 1}, distilled_from="dits", contrast=1.0),
     **{f"dits-{count}": _steps(count) for count in (1, 5, 15, 20, 30, 40)},
     **{f"condition-{name}": _dits(condition=name) for name in ("t", "v", "tv")},
     "gap-t-v": _dits(gap="t-v"),
@@ -280,7 +278,6 @@ TABLES: dict[str, Table] = {
             Row("DITS, T' = 10 (the teacher)", "dits"),
             Row("DITS, T' = 1, trained directly", "dits-1"),
             Row("T' = 1, distilled", "distilled"),
-            Row("T' = 1, distilled, contrastive loss too", "distilled-contrast"),
         ),
         notes="A student's training seconds do not hold its teacher's.",
         resources=("train",),

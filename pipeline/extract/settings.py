@@ -1,7 +1,5 @@
 """The settings of an extraction, checked when they are made, and what of them the features depend on."""
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +12,9 @@ from pipeline.stores.features import FeatureStore
 from pipeline.stores.shards import SUFFIXES
 from pipeline.video.job import DecodeSettings
 from pipeline.video.limits import Limits
+from pipeline.video.pool import available_cores
 from pipeline.video.sampling import RULE
+from pipeline.video.stored import decoder_version
 
 DECODERS = ("pyav", "ffmpeg")
 LONG_CAPTIONS = ("cut", "windows")
@@ -93,8 +93,7 @@ class ExtractSettings:
 
     @property
     def worker_count(self) -> int:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return self.workers or cores
+        return self.workers or available_cores()
 
     def fingerprint_part(self) -> dict[str, Any]:
         """What the features depend on besides the encoder."""
@@ -108,13 +107,6 @@ class ExtractSettings:
             "decoder": self.decode_chain,
             "decoder_version": decoder_version(self.decode_chain),
         }
-
-
-def decoder_version(chain: str) -> str:
-    from pipeline.video import decode_ffmpeg, decode_pyav
-
-    versions: dict[str, Callable[[], str]] = {"pyav": decode_pyav.version, "ffmpeg": decode_ffmpeg.version}
-    return "; ".join(versions[name]() for name in chain.split("+"))
 
 
 def settings_of(store: FeatureStore) -> ExtractSettings:

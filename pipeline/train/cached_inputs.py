@@ -1,4 +1,4 @@
-"""Cached activations, as the top blocks that train want them.
+"""Cached activations, as the top blocks that train take them.
 
 Notation: F frames, L tokens, W width of a tower, K blocks cached, k <= K blocks that train.
 """
@@ -16,12 +16,12 @@ from pipeline.stores.shards import Ragged
 from pipeline.train.joint_batches import TEXT_BATCH, VIDEO_BATCH, blocks_of
 
 
-class TokenCache:
-    """What enters the top k blocks for some videos and their captions, read from disk where it is asked for.
+class CachedInputs:
+    """The activations that enter the top k blocks, for some videos and their captions, read from disk on demand.
 
-    Kept in memory once read if it takes at most `keep_bytes`. Where the store holds what enters K > k blocks, `lower`
-    is the K - k between: run once if the tokens are kept, else at each reading. Its results are rounded to float16, so
-    that they are what `extract --cache-blocks k` would have stored.
+    Kept in memory once read if they take at most `keep_bytes`. Where the store holds what enters K > k blocks, `lower`
+    is the K - k between: run once if the activations are kept, else at each reading. Its results are rounded to
+    float16, so that they are what `extract --cache-blocks k` would have stored.
     """
 
     def __init__(
@@ -32,60 +32,61 @@ class TokenCache:
         lower: LowerBlocks | None = None,
         keep_bytes: int = 0,
     ):
-        self._frames = store.frame_tokens(videos.video_ids)
-        self._texts = store.text_tokens(texts.caption_ids) if len(texts) else {}
+        self._of_frames = store.frame_tokens(videos.video_ids)
+        self._of_texts = store.text_tokens(texts.caption_ids) if len(texts) else {}
         self._lower = lower if lower is not None and len(lower) else None
-        frame_bytes = sum(column.nbytes for column in self._frames.values())
-        if frame_bytes + sum(column.nbytes for column in self._texts.values()) > keep_bytes:
+        frame_bytes = sum(column.nbytes for column in self._of_frames.values())
+        if frame_bytes + sum(column.nbytes for column in self._of_texts.values()) > keep_bytes:
             return
         if self._lower is None:
-            self._frames = {name: column[:] for name, column in self._frames.items()}  # type: ignore[misc]
+            self._of_frames = {name: column[:] for name, column in self._of_frames.items()}  # type: ignore[misc]
         else:
-            self._advance(len(videos), len(texts))
+            self._keep_advanced(len(videos), len(texts))
 
-    def _advance(self, videos: int, texts: int) -> None:
-        frames = np.concatenate([_float16(self._frame_tokens(rows)) for rows in blocks_of(videos, VIDEO_BATCH)])
-        rows = [
-            tokens[:length]
-            for padded, lengths in (self.texts(rows) for rows in blocks_of(texts, TEXT_BATCH))
-            for tokens, length in zip(_float16(padded), lengths.tolist(), strict=True)
+    def _keep_advanced(self, videos: int, texts: int) -> None:
+        """Keep what leaves the lower blocks in memory, in place of what enters them."""
+        frames = np.concatenate([_float16(self._frame_activations(rows)) for rows in blocks_of(videos, VIDEO_BATCH)])
+        of_texts = [
+            activations[:length]
+            for padded, lengths in (self.text_inputs(rows) for rows in blocks_of(texts, TEXT_BATCH))
+            for activations, length in zip(_float16(padded), lengths.tolist(), strict=True)
         ]
-        offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+        offsets = np.concatenate([[0], np.cumsum([len(one) for one in of_texts])]).astype(np.int64)
         places = np.stack([np.zeros(texts, np.int64), np.arange(texts)], axis=1)
-        self._frames = {"frame_tokens": frames}  # type: ignore[dict-item]
-        self._texts = {"text_tokens": MappedRagged([Ragged(np.concatenate(rows), offsets)], places)}
+        self._of_frames = {"frame_tokens": frames}  # type: ignore[dict-item]
+        self._of_texts = {"text_tokens": MappedRagged([Ragged(np.concatenate(of_texts), offsets)], places)}
         self._lower = None
 
-    def frames(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
+    def frame_inputs(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
         """For each array of n rows of videos: (n, F, L, W) float32."""
-        return map(self._frame_tokens, batches)
+        return map(self._frame_activations, batches)
 
     @torch.no_grad()
-    def _frame_tokens(self, rows: np.ndarray) -> Tensor:
-        scale = self._frames["frame_token_scale"][rows] if "frame_token_scale" in self._frames else None
-        tokens = _restored(self._frames["frame_tokens"][rows], scale)
+    def _frame_activations(self, rows: np.ndarray) -> Tensor:
+        scale = self._of_frames["frame_token_scale"][rows] if "frame_token_scale" in self._of_frames else None
+        activations = _restored(self._of_frames["frame_tokens"][rows], scale)  # (n, F, L, W)
         if self._lower is None:
-            return tokens
-        entered = self._lower.image(tokens.flatten(0, 1).to(self._lower.device))
-        return entered.half().float().unflatten(0, tokens.shape[:2])
+            return activations
+        advanced = self._lower.image(activations.flatten(0, 1).to(self._lower.device))  # (n * F, L, W)
+        return advanced.half().float().unflatten(0, activations.shape[:2])
 
     @torch.no_grad()
-    def texts(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    def text_inputs(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """n rows of captions -> (n, L, W) float32, the shorter ones padded; lengths (n,)."""
-        ragged = self._texts["text_tokens"].take(rows)
-        scale = self._texts["text_token_scale"].take(rows).values if "text_token_scale" in self._texts else None
-        tokens, lengths = pad_rows(_restored(ragged.values, scale), torch.from_numpy(ragged.offsets))
+        ragged = self._of_texts["text_tokens"].take(rows)
+        scale = self._of_texts["text_token_scale"].take(rows).values if "text_token_scale" in self._of_texts else None
+        activations, lengths = pad_rows(_restored(ragged.values, scale), torch.from_numpy(ragged.offsets))
         if self._lower is not None:
-            tokens = self._lower.text(tokens.to(self._lower.device)).half().float()
-        return tokens, lengths
+            activations = self._lower.text(activations.to(self._lower.device)).half().float()
+        return activations, lengths
 
 
-def _restored(tokens: np.ndarray, scale: np.ndarray | None) -> Tensor:
+def _restored(stored: np.ndarray, scale: np.ndarray | None) -> Tensor:
     """float16 as float32; int8 times the scale of each token."""
-    values = torch.from_numpy(np.ascontiguousarray(tokens)).float()
+    values = torch.from_numpy(np.ascontiguousarray(stored)).float()
     return values if scale is None else values * torch.from_numpy(scale).float()[..., None]
 
 
-def _float16(tokens: Tensor) -> np.ndarray:
-    halves: np.ndarray = tokens.half().cpu().numpy()
+def _float16(activations: Tensor) -> np.ndarray:
+    halves: np.ndarray = activations.half().cpu().numpy()
     return halves

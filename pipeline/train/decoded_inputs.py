@@ -49,7 +49,7 @@ class DecodedInputs:
         self._settings, self._workers = settings, workers
         self._tokens, self._lengths = tokenise(encoder, captions)
 
-    def frames(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
+    def frame_inputs(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
         """For each array of n rows of clips: (n, F, H, W, 3) uint8, black where a clip has fewer frames.
 
         Decoding runs ahead over the batches. Raises BadInput for a clip that is not what the store was made of.
@@ -83,7 +83,7 @@ class DecodedInputs:
         clip[: len(decoded.frames)] = decoded.frames
         return clip
 
-    def texts(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    def text_inputs(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """n rows of captions -> token ids (n, L), cut to the longest of them, and their lengths (n,)."""
         places = torch.from_numpy(rows)
         lengths = self._lengths[places]

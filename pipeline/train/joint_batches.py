@@ -1,7 +1,6 @@
-"""Batches for a head that trains together with the towers under it, and a corpus through those towers.
+"""Batches for a head that trains with the towers under it, and a corpus through those towers.
 
-What enters the towers comes from `Inputs`: cached activations (tokens.py) or frames decoded anew (flows give them here:
-decoding is stage 1's).
+What enters the towers are cached activations (`cached_inputs`) or frames decoded anew (`decoded_inputs`).
 
 Notation: B pairs of a batch, F frames, D joint space.
 """
@@ -22,10 +21,10 @@ VIDEO_BATCH, TEXT_BATCH = 64, 1024  # what is embedded at once
 class Inputs(Protocol):
     """What enters the towers, for the videos and captions of one split."""
 
-    def frames(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
+    def frame_inputs(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
         """For each array of n rows of videos, in this order: (n, F, ...)."""
 
-    def texts(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    def text_inputs(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """n rows of captions -> (n, ...), and how many tokens of each matter (n,)."""
 
 
@@ -42,8 +41,9 @@ class JointSource:
         """For each array of B pairs, given as rows of texts. A video that several pairs share is read once."""
         videos = [self._data.text_to_video[pairs] for pairs in batches]
         distinct, places = zip(*(np.unique(video, return_inverse=True) for video in videos), strict=True)
-        for pairs, video, place, frames in zip(batches, videos, places, self._inputs.frames(distinct), strict=True):
-            texts, lengths = self._inputs.texts(pairs)
+        all_frames = self._inputs.frame_inputs(distinct)
+        for pairs, video, place, frames in zip(batches, videos, places, all_frames, strict=True):
+            texts, lengths = self._inputs.text_inputs(pairs)
             yield {
                 "text_inputs": texts.to(self._device),
                 "text_lengths": lengths.to(self._device),
@@ -54,18 +54,18 @@ class JointSource:
 
 
 @torch.inference_mode()
-def embed_videos(towers: Towers, inputs: Inputs, count: int, device: torch.device) -> np.ndarray:
-    """Frame embeddings of the first `count` videos: (V, F, D) float16."""
-    frames = inputs.frames(blocks_of(count, VIDEO_BATCH))
+def embed_videos(towers: Towers, inputs: Inputs, rows: np.ndarray, device: torch.device) -> np.ndarray:
+    """Embed the frames of V videos, given as rows of `inputs`: (V, F, D) float16."""
+    frames = inputs.frame_inputs([rows[block] for block in blocks_of(len(rows), VIDEO_BATCH)])
     return np.concatenate([towers.frame_embeds(block.to(device)).half().cpu().numpy() for block in frames])
 
 
 @torch.inference_mode()
-def embed_texts(towers: Towers, inputs: Inputs, count: int, device: torch.device) -> np.ndarray:
-    """Text embeddings of the first `count` captions: (T, D) float32."""
+def embed_texts(towers: Towers, inputs: Inputs, rows: np.ndarray, device: torch.device) -> np.ndarray:
+    """Embed T captions, given as rows of `inputs`: (T, D) float32."""
     parts = []
-    for rows in blocks_of(count, TEXT_BATCH):
-        texts, lengths = inputs.texts(rows)
+    for block in blocks_of(len(rows), TEXT_BATCH):
+        texts, lengths = inputs.text_inputs(rows[block])
         parts.append(towers.text_embeds(texts.to(device), lengths.to(device)).float().cpu().numpy())
     return np.concatenate(parts)
 

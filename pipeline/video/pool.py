@@ -33,6 +33,11 @@ _MAX_BATCH = 32
 _START_SECONDS = 120.0  # for a process to import its libraries on a busy machine
 
 
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Decoded:
     """frames (n, height, width, 3) uint8; times (n,) float64 seconds; seconds: what decoding took."""

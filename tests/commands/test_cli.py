@@ -5,48 +5,18 @@ import shutil
 
 import pytest
 from clip_maker import make_clip
-from typer.testing import CliRunner
+from command_line import refused, run
 
-import cli
 from dits_head.config import HeadConfig
 from dits_head.head import build_head
-from pipeline.datasets.manifests import dataset_manifest
-from pipeline.extract.corpus import extract_manifest
-from pipeline.extract.settings import ExtractSettings
 from pipeline.stores import checkpoints
 from pipeline.stores.features import FeatureStore
-from pipeline.workspace import Workspace
-
-
-@pytest.fixture(scope="module")
-def extracted(tmp_path_factory):
-    """A workspace with shapes, small: 12 train, 4 val, 8 test clips."""
-    root = tmp_path_factory.mktemp("cli")
-    manifest = dataset_manifest(Workspace(root), "shapes", None, None, None, {"train": 12, "val": 4, "test": 8})
-    extract_manifest(Workspace(root), manifest, ExtractSettings(precision="float32"))
-    return root
 
 
 @pytest.fixture
 def workspace(extracted, tmp_path):
     """A copy that a test may damage."""
     return shutil.copytree(extracted, tmp_path / "workspace")
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result
-
-
-def refused(*arguments):
-    """The one line on stderr of a command that exits with 2."""
-    result = run(*arguments, code=2)
-    assert result.stdout == ""
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert "Traceback" not in result.stderr
-    return errors[0]
 
 
 @pytest.mark.parametrize(

@@ -5,19 +5,21 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from command_line import refused, run
 from head_helpers import scrambled
 from retrieval_case import DIM, FRAMES, add_videos, make_head, make_store
-from test_cli import refused, run
 
 from dits_head.config import HeadConfig
 from dits_head.distill import Student
 from dits_head.head import HeadNeedsVideo, build_head
 from pipeline.errors import FingerprintMismatch
+from pipeline.evaluate.metrics import retrieval_metrics
 from pipeline.resolve import resolve_head, resolve_store
 from pipeline.stores import checkpoints
 from pipeline.stores.atomic import read_json
 from pipeline.train.loop import TrainSettings
-from pipeline.train.run import Distillation, train_head
+from pipeline.train.run import RunOptions, train_head
+from pipeline.train.tasks import DistillTask, HeadTask
 from pipeline.workspace import Workspace
 
 SETTINGS = TrainSettings(lr=3e-3, epochs=2, batch_size=40)
@@ -41,16 +43,6 @@ def test_the_loss_is_the_distance_in_direction_and_reaches_the_aligner_alone():
     torch.testing.assert_close(longer, loss)
     loss.backward()
     assert {name.split(".")[0] for name, p in head.named_parameters() if p.grad is not None} == {"aligner"}
-
-
-def test_the_contrastive_loss_joins_with_its_weight():
-    head = make_head("dits", T_prime=1)
-    text, frames, mask, positives, targets = batch()
-    loss, parts = Student(head, contrast=0.5).training_loss(text, frames, mask, positives, targets)
-    own, _ = head.training_loss(text, frames, mask, positives=positives)
-    assert set(parts) == {"distill", "contrastive"}
-    torch.testing.assert_close(loss, parts["distill"] + 0.5 * own)
-    assert head.pooling.linear.weight.requires_grad
 
 
 def test_a_student_that_needs_the_video_cannot_learn_texts():
@@ -92,26 +84,26 @@ def workspace(tmp_path_factory):
 def test_a_run_says_what_it_was_distilled_from_and_keeps_the_teachers_pooling(workspace):
     chosen = resolve_store(workspace)
     config = HeadConfig(dim=DIM, blocks=1, T_prime=1, index_vectors=1)
-    train_head(workspace, chosen, config, SETTINGS, run="student", distill=Distillation("teacher"))
+    what, student = (workspace, chosen, config, SETTINGS), RunOptions("student")
+    train_head(*what, DistillTask("teacher"), retrieval_metrics, student)
     record = read_json(workspace.head_dir("toy", "student") / "config.json")
     assert record["distilled_from"] == {"run": "teacher", "contrast": 0.0}
-    teacher, student = (resolve_head(workspace, chosen, name).head for name in ("teacher", "student"))
+    teacher, learnt = (resolve_head(workspace, chosen, name).head for name in ("teacher", "student"))
     assert all(
-        torch.equal(a, b) for a, b in zip(teacher.pooling.parameters(), student.pooling.parameters(), strict=True)
+        torch.equal(a, b) for a, b in zip(teacher.pooling.parameters(), learnt.pooling.parameters(), strict=True)
     )
     with pytest.raises(FingerprintMismatch, match="distilled_from"):
-        train_head(workspace, chosen, config, SETTINGS, run="student", distill=Distillation("teacher", contrast=1.0))
+        train_head(*what, DistillTask("xpool"), retrieval_metrics, student)
     with pytest.raises(FingerprintMismatch, match="distilled_from"):
-        train_head(workspace, chosen, config, SETTINGS, run="student")  # nor is it a plain run
+        train_head(*what, HeadTask(), retrieval_metrics, student)  # nor is it a plain run
 
 
 def test_the_command_line(workspace):
     here = ("--workspace", workspace.root)
     dits = ("train-head", "--set", "T_prime=1", "--set", "blocks=1", "--epochs", "1")
-    result = json.loads(run(*dits, "--distill", "teacher", "--distill-contrast", "1", "--json", *here).stdout)
+    result = json.loads(run(*dits, "--distill", "teacher", "--json", *here).stdout)
     assert result["head"] == "dits"
     assert "teacher (xpool) aligns no text" in refused(*dits, "--distill", "xpool", *here)
     assert "student (xpool) aligns no text" in refused("train-head", "--head", "xpool", "--distill", "teacher", *here)
     assert "no trained head" in refused(*dits, "--distill", "nope", *here)
-    assert "--distill-contrast" in refused(*dits, "--distill", "teacher", "--distill-contrast", "-1", *here)
     assert "--train-blocks" in refused(*dits, "--distill", "teacher", "--train-blocks", "1", *here)

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from command_line import refused, run
 from PIL import Image
 from retrieval_case import DIM, make_head, make_store
-from test_cli import refused, run
 
 from dits_head.config import HeadConfig
 from pipeline.errors import BadInput

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from in_process import InProcess
 from safetensors.torch import load_file
-from test_tables import InProcess
 from typer.testing import CliRunner
 
 import cli
@@ -32,10 +32,11 @@ from pipeline.resolve import ZERO_SHOT, resolve_head, resolve_store
 from pipeline.stores.atomic import read_json, write_json
 from pipeline.stores.features import FeatureStore
 from pipeline.train import finetune as tune
+from pipeline.train import joint_batches, trainable_clip
 from pipeline.train.batches import PairData
-from pipeline.train.finetune_ways import FromCache, FromVideos, clips_of
 from pipeline.train.joint_batches import JointSource, embed_texts, embed_videos
-from pipeline.train.run import recipe
+from pipeline.train.recipe import recipe
+from pipeline.train.trainable_clip import CachedTopBlocks, DecodedWholeClip, clips_of
 from pipeline.workspace import Workspace
 
 CPU = torch.device("cpu")
@@ -66,11 +67,14 @@ def run(*arguments, code=0):
 
 def test_an_untouched_clip_gives_the_embeddings_of_the_store(extracted):
     chosen = resolve_store(Workspace(extracted))
-    way = FromVideos(Workspace(extracted), chosen)
+    clip = DecodedWholeClip(Workspace(extracted), chosen)
     videos, texts = chosen.store.videos(), chosen.store.texts()
-    inputs = way.inputs(videos, texts)
+    inputs = clip.inputs(videos, texts)
     with torch.no_grad():
-        frames, embeds = embed_videos(way.towers, inputs, len(videos), CPU), embed_texts(way.towers, inputs, 20, CPU)
+        frames, embeds = (
+            embed(clip.towers, inputs, np.arange(count), CPU)
+            for embed, count in ((embed_videos, len(videos)), (embed_texts, 20))
+        )
     stored = videos.frame_embeds.astype(np.float32)
     assert np.abs(frames.astype(np.float32) - stored).max() <= 2**-10 * np.abs(stored).max()
     assert np.abs(embeds - texts.text_embeds[:20]).max() <= 1e-5 * np.abs(texts.text_embeds).max()
@@ -78,24 +82,24 @@ def test_an_untouched_clip_gives_the_embeddings_of_the_store(extracted):
 
 def test_batches_hold_the_pairs_asked_for_and_every_block_gets_a_gradient(extracted):
     chosen = resolve_store(Workspace(extracted))
-    way = FromVideos(Workspace(extracted), chosen)
+    clip = DecodedWholeClip(Workspace(extracted), chosen)
     videos, texts = chosen.store.videos("train"), chosen.store.texts("train")
-    source = JointSource(PairData.of(videos, texts), way.inputs(videos, texts), CPU)
+    source = JointSource(PairData.of(videos, texts), clip.inputs(videos, texts), CPU)
     rows = [np.array([5, 4, 20, 31]), np.array([0, 5])]  # 5 and 4: two captions of one video
     for pairs, batch in zip(rows, source.batches(rows), strict=True):
-        frames = way.towers.frame_embeds(batch["frame_inputs"])
-        embeds = way.towers.text_embeds(batch["text_inputs"], batch["text_lengths"])
+        frames = clip.towers.frame_embeds(batch["frame_inputs"])
+        embeds = clip.towers.text_embeds(batch["text_inputs"], batch["text_lengths"])
         stored = torch.from_numpy(videos.frame_embeds[[videos.video_ids.index(texts.video_ids[row]) for row in pairs]])
         torch.testing.assert_close(frames, stored.float(), atol=2**-10 * float(stored.abs().max()), rtol=0)
         torch.testing.assert_close(embeds, torch.from_numpy(texts.text_embeds[pairs]), atol=1e-4, rtol=1e-4)
         assert torch.equal(batch["frame_mask"], torch.ones(len(pairs), 12, dtype=torch.bool))
     (frames.sum() + embeds.sum()).backward()
-    without = [name for name, p in way.towers.named_parameters() if p.requires_grad and p.grad is None]
+    without = [name for name, p in clip.towers.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
 
 
 def test_levels_hold_every_trainable_parameter_below_the_top_once(extracted):
-    towers = FromVideos(Workspace(extracted), resolve_store(Workspace(extracted))).towers
+    towers = DecodedWholeClip(Workspace(extracted), resolve_store(Workspace(extracted))).towers
     levels = towers.levels()
     held = [parameter for level in levels for parameter in level.parameters()]
     assert len(levels) == 1 + 4
@@ -175,18 +179,18 @@ def test_videos_that_are_gone_or_changed_are_named(extracted, tmp_path):
     videos, texts = chosen.store.videos(), chosen.store.texts()
     rows = [np.arange(len(videos))]
     clip.write_bytes(b"no video any more")
-    inputs = FromVideos(Workspace(root), chosen).inputs(videos, texts)
+    inputs = DecodedWholeClip(Workspace(root), chosen).inputs(videos, texts)
     with pytest.raises(BadInput, match=r"train-00003\.mp4 cannot be decoded any more"):
-        next(inputs.frames(rows))
+        next(inputs.frame_inputs(rows))
     clip.unlink()
     line = run("train-head", "--end-to-end", "--workspace", root, code=2).stderr
     assert str(clip) in line
     assert "Traceback" not in line
     clip.write_bytes(whole)
-    assert next(inputs.frames(rows)).shape == (len(videos), 12, 64, 64, 3)
+    assert next(inputs.frame_inputs(rows)).shape == (len(videos), 12, 64, 64, 3)
 
 
-def test_both_ways_at_once_are_refused(workspace):
+def test_blocks_and_end_to_end_at_once_are_refused(workspace):
     line = run("train-head", "--end-to-end", "--train-blocks", 2, "--workspace", workspace, code=2).stderr
     assert "exclude each other" in line
 
@@ -216,25 +220,51 @@ def test_windows_of_long_captions_are_refused(tmp_path):
     manifest = dataset_manifest(Workspace(tmp_path), "shapes", None, None, None, SIZES)
     extract_manifest(Workspace(tmp_path), manifest, ExtractSettings(long_captions="windows"))
     with pytest.raises(UserError, match="one text a caption"):
-        FromVideos(Workspace(tmp_path), resolve_store(Workspace(tmp_path)))
+        DecodedWholeClip(Workspace(tmp_path), resolve_store(Workspace(tmp_path)))
 
 
-def test_a_publication_that_was_killed_between_videos_and_captions_is_finished(workspace, tmp_path, monkeypatch):
-    """A store with videos and no captions would evaluate as one that never had any."""
+@pytest.mark.parametrize("make", [CachedTopBlocks, DecodedWholeClip])
+def test_a_publication_that_was_killed_is_finished_with_the_same_shards(workspace, tmp_path, monkeypatch, make):
+    """Killed between two shards of videos, and between videos and captions; never a shard twice, none left out."""
     chosen = resolve_store(Workspace(workspace))
-    out, clip = tmp_path / "tuned", tmp_path / "clip.safetensors"
+    clip = make(chosen, 1) if make is CachedTopBlocks else make(Workspace(workspace), chosen)
+    write_videos, write_texts, writes = FeatureStore.write_videos, FeatureStore.write_texts, []
 
-    def killed(*_):
-        raise KeyboardInterrupt
+    def killed_later(write, *arguments, **named):
+        if len(writes) in (1, 3):
+            writes.append("killed")
+            raise KeyboardInterrupt
+        writes.append(write.__name__)
+        return write(*arguments, **named)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(FeatureStore, "write_texts", killed)
-        FromCache(chosen, 1).publish(out, clip)
-    FromCache(chosen, 1).publish(out, clip)
-    tuned, base = FeatureStore.open(out), chosen.store
+    monkeypatch.setattr(trainable_clip, "VIDEO_SHARD", 10)
+    monkeypatch.setattr(trainable_clip, "TEXT_SHARD", 40)
+    monkeypatch.setattr(FeatureStore, "write_videos", lambda *a, **k: killed_later(write_videos, *a, **k))
+    monkeypatch.setattr(FeatureStore, "write_texts", lambda *a, **k: killed_later(write_texts, *a, **k))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            clip.publish(tmp_path / "tuned", tmp_path / "clip.safetensors")
+    clip.publish(tmp_path / "tuned", tmp_path / "clip.safetensors")
+    tuned, base = FeatureStore.open(tmp_path / "tuned"), chosen.store
+    assert writes[:5] == ["write_videos", "killed", "write_videos", "killed", "write_texts"]
+    assert [len(tuned.shard_paths(kind)) for kind in ("videos", "texts")] == [2, -(-len(base.texts()) // 40)]
     assert tuned.texts().caption_ids == base.texts().caption_ids
-    assert tuned.videos().video_ids == base.videos().video_ids
+    assert tuned.texts().captions == base.texts().captions
+    for name in ("video_ids", "paths", "splits"):
+        assert getattr(tuned.videos(), name) == getattr(base.videos(), name)
+    np.testing.assert_array_equal(tuned.videos().frame_pts, base.videos().frame_pts)
+    np.testing.assert_allclose(tuned.videos().frame_embeds, base.videos().frame_embeds, atol=1e-2)
     np.testing.assert_allclose(tuned.texts().text_embeds, base.texts().text_embeds, atol=1e-2)
+
+
+def test_shards_do_not_change_what_is_published(workspace, tmp_path, monkeypatch):
+    chosen = resolve_store(Workspace(workspace))
+    monkeypatch.setattr(joint_batches, "VIDEO_BATCH", 4)
+    for name, shard in (("one", 100), ("several", 8)):
+        monkeypatch.setattr(trainable_clip, "VIDEO_SHARD", shard)
+        CachedTopBlocks(chosen, 1).publish(tmp_path / name, tmp_path / f"{name}.safetensors")
+    one, several = (FeatureStore.open(tmp_path / name).videos() for name in ("one", "several"))
+    assert np.array_equal(one.frame_embeds, several.frame_embeds)
 
 
 def test_clips_are_decoded_with_the_limits_that_they_were_extracted_with(workspace):
@@ -242,9 +272,9 @@ def test_clips_are_decoded_with_the_limits_that_they_were_extracted_with(workspa
     chosen = resolve_store(place)
     about = read_json(chosen.store.path / "encoder.json")
     write_json(chosen.store.path / "encoder.json", {**about, "limits": {**about["limits"], "max_pixels": 16}})
-    way = FromVideos(place, chosen)
+    clip = DecodedWholeClip(place, chosen)
     with pytest.raises(BadInput, match="TooManyPixels"):
-        next(way.inputs(chosen.store.videos(), chosen.store.texts()).frames([np.array([0])]))
+        next(clip.inputs(chosen.store.videos(), chosen.store.texts()).frame_inputs([np.array([0])]))
 
 
 def test_tables_run_systems_whose_clip_is_trained_too(workspace):

@@ -13,14 +13,16 @@ from pipeline.clip.encoder import load_encoder
 from pipeline.clip.text import encode_sentences
 from pipeline.datasets.manifests import dataset_manifest
 from pipeline.errors import BadInput, FingerprintMismatch
+from pipeline.evaluate.metrics import retrieval_metrics
 from pipeline.extract.corpus import extract_manifest
 from pipeline.extract.settings import ExtractSettings
 from pipeline.resolve import resolve_head, resolve_store
 from pipeline.stores.features import FeatureStore
-from pipeline.train.cached_inputs import TokenCache
-from pipeline.train.finetune import TuneSettings, export_clip, remember_tuned, train_with_clip
+from pipeline.train.cached_inputs import CachedInputs
+from pipeline.train.finetune import FinetuneTask, TuneSettings, export_clip, remember_tuned
 from pipeline.train.joint_batches import embed_texts, embed_videos
 from pipeline.train.loop import TrainSettings
+from pipeline.train.run import RunOptions, train_head
 from pipeline.workspace import Workspace
 
 CPU = torch.device("cpu")
@@ -88,12 +90,17 @@ def test_the_cache_gives_the_stored_embeddings(extracted, tmp_path, token_dtype,
     videos, texts = chosen.store.videos("test"), chosen.store.texts("test")
     lower = LowerBlocks.from_open_clip(encoder.model, 2, k)
     assert len(lower) == 2 - k
-    cache = TokenCache(chosen.store, videos, texts, lower, keep_bytes)
+    cache = CachedInputs(chosen.store, videos, texts, lower, keep_bytes)
     top = ClipTop.from_open_clip(encoder.model, k)
-    frames, embeds = embed_videos(top, cache, len(videos), CPU), embed_texts(top, cache, len(texts), CPU)
+    frames, embeds = embed_all(top, cache, videos, texts)
     least = {"float16": 0.9999, "int8": 0.999}[token_dtype]
     assert cosines(frames, videos.frame_embeds).min() >= least
     assert cosines(embeds, texts.text_embeds).min() >= least
+
+
+def embed_all(towers, inputs, videos, texts):
+    rows = np.arange(len(videos)), np.arange(len(texts))
+    return embed_videos(towers, inputs, rows[0], CPU), embed_texts(towers, inputs, rows[1], CPU)
 
 
 def cosines(a, b):
@@ -104,11 +111,13 @@ def test_a_tuned_run_moves_clip_and_everything_follows(extracted, tmp_path):
     chosen = resolve_store(extracted, "shapes", "shapes-clip")
     config = HeadConfig(head="xpool", dim=chosen.store.dim)
     settings = TrainSettings(lr=1e-3, epochs=1, batch_size=32)
+    what = (extracted, chosen, config, settings)
     with pytest.raises(BadInput, match="--cache-blocks 3"):
-        train_with_clip(extracted, chosen, config, settings, TuneSettings(3))
-    result = train_with_clip(extracted, chosen, config, settings, TuneSettings(2, clip_lr=1e-3), run="tuned")
+        train_head(*what, FinetuneTask(TuneSettings(3)), retrieval_metrics)
+    task, options = FinetuneTask(TuneSettings(2, clip_lr=1e-3)), RunOptions("tuned")
+    result = train_head(*what, task, retrieval_metrics, options)
     assert result["run"] == "tuned"
-    again = train_with_clip(extracted, chosen, config, settings, TuneSettings(2, clip_lr=1e-3), run="tuned")
+    again = train_head(*what, task, retrieval_metrics, options)
     assert again == result  # finished runs are returned, not trained anew
     remember_tuned(extracted, chosen, "tuned")
     tuned = resolve_store(extracted)

@@ -1,0 +1,144 @@
+"""What a run trains: a head alone, or a head that learns another run's aligned texts.
+
+A task gives the run (`pipeline.train.run`) its model, batches, parameter groups and validation. Training CLIP with the
+head is the third task, `pipeline.train.finetune.FinetuneTask`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor, nn
+
+from dits_head.distill import Student
+from dits_head.head import RetrievalHead
+from dits_head.inference import align_texts
+from pipeline.errors import BadInput
+from pipeline.resolve import ResolvedStore, open_head
+from pipeline.train.batches import BatchSource, PairData, Split
+from pipeline.train.loop import Source, TrainSettings, Validate, parameter_groups
+from pipeline.workspace import Workspace
+
+# sims (T, V), rows are texts; the row in V of each text's video (T,) -> {"R@1": %, "MnR": mean rank, ...}
+Measure = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
+
+NARROW = 256  # width of a head below which threads do not pay
+
+
+class HeadTask:
+    """Train a head alone, on the embeddings of the store; other tasks override what they do otherwise.
+
+    A run calls the methods in the order in which they stand here.
+    """
+
+    label = ""  # joins the run's default name
+    precision: Any = "32-true"  # Fabric's
+
+    def identity(self) -> dict[str, Any]:
+        """What the run is made of, beside head, encoder, settings and start."""
+        return {}
+
+    def build(self, workspace: Workspace, chosen: ResolvedStore, head: RetrievalHead) -> nn.Module:
+        """The model whose `training_loss` is minimised. Raises BadInput where the task cannot be done."""
+        self.head = head
+        return head
+
+    def to(self, device: torch.device, devices: int) -> None:
+        """Work on `device`, one of `devices` that share this machine; the model is there already."""
+
+    def source(self, split: Split, device: torch.device) -> Source:
+        """Batches of the training split."""
+        return BatchSource(PairData.of(*split), device, free_bytes(device))
+
+    def parameter_groups(self, model: Any, settings: TrainSettings) -> Sequence[dict[str, Any]]:
+        return parameter_groups(model, settings.weight_decay)
+
+    def validator(self, split: Split, measure: Measure, device: torch.device) -> Validate:
+        """A function from the model in training to `measure` on the validation split, all of it at once."""
+        data = PairData.of(*split)
+        return lambda _: score_split(self.head, data, measure)
+
+    def threads(self, device: torch.device) -> AbstractContextManager[None]:
+        """The context to train in."""
+        return one_thread_if(device.type == "cpu" and self.head.config.dim < NARROW)
+
+    def publish(self, workspace: Workspace, chosen: ResolvedStore, run: str) -> dict[str, Any] | None:
+        """Write what the run leaves beside its head. Returns the settings of the encoder that the head now belongs to,
+        or None where it is still the store's."""
+        return None
+
+
+class DistillTask(HeadTask):
+    """Distil the aligned text embeddings of another run, the teacher, into the head.
+
+    The head takes the teacher's equally named weights first, pooling and temperature above all.
+    """
+
+    def __init__(self, teacher: str):
+        self.teacher_run = teacher
+
+    def identity(self) -> dict[str, Any]:
+        return {"distilled_from": {"run": self.teacher_run, "contrast": 0.0}}  # contrast: so that old runs are found
+
+    def build(self, workspace: Workspace, chosen: ResolvedStore, head: RetrievalHead) -> nn.Module:
+        super().build(workspace, chosen, head)
+        self._teacher = open_head(workspace.head_dir(chosen.dataset, self.teacher_run), chosen.store).head
+        for who, config in (("teacher", self._teacher.config), ("student", head.config)):
+            if reason := config.needs_video or ("" if config.aligns_text else "it leaves texts as they are"):
+                raise BadInput(
+                    f"--distill: the {who} ({config.head}) aligns no text by itself: {reason}",
+                    fix="distil a dits, mlp, diffusion or fixed-prior run into a head of these",
+                )
+        head.start_from(self._teacher.state_dict())
+        return Student(head)
+
+    def source(self, split: Split, device: torch.device) -> Source:
+        _, texts = split
+        aligned = align_texts(self._teacher.to(device), texts.text_embeds)
+        return TeacherSource(BatchSource(PairData.of(*split), device, free_bytes(device)), aligned)
+
+
+class TeacherSource:
+    """`source`'s batches with `targets` (B, D) beside them: the rows of the teacher's aligned texts (T, D)."""
+
+    def __init__(self, source: BatchSource, aligned: np.ndarray):
+        self._source, self._aligned = source, torch.from_numpy(aligned)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def batches(self, batches: Sequence[np.ndarray]) -> Iterator[dict[str, Tensor]]:
+        for pairs in batches:
+            targets = self._aligned[torch.from_numpy(pairs)].to(self._source.device)
+            yield {**self._source.batch(pairs), "targets": targets}
+
+
+def score_split(head: RetrievalHead, data: PairData, measure: Measure) -> Mapping[str, float]:
+    """`measure` of the head's exact scores over a split."""
+    device = next(head.parameters()).device
+    frames = torch.from_numpy(data.frame_embeds[:]).to(device, torch.float32)
+    texts, mask = (torch.from_numpy(array).to(device) for array in (data.text_embeds, data.frame_mask))
+    return measure(head.score(texts, frames, mask).cpu().numpy(), data.text_to_video)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on `device`."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+@contextmanager
+def one_thread_if(narrow: bool) -> Iterator[None]:
+    """One torch thread for narrow heads on a CPU: sharing such small matrices takes longer than multiplying them (a
+    DITS step at D = 128, batch 128, took 0.24 s with one thread and 0.33 to 0.5 s with two)."""
+    before = torch.get_num_threads()
+    if narrow:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,24 @@
+"""How the clips of a feature store were decoded, so that the same frames can be decoded again."""
+
+from collections.abc import Callable
+
+from pipeline.frame_size import FrameSize
+from pipeline.stores.atomic import read_json
+from pipeline.stores.features import FeatureStore
+from pipeline.video.job import DecodeSettings
+from pipeline.video.limits import Limits
+
+
+def decode_settings_of(store: FeatureStore, size: FrameSize) -> DecodeSettings:
+    """The settings that `store` was decoded with, for frames of the encoder's `size`."""
+    about = read_json(store.path / "encoder.json")
+    limits = Limits(**about.get("limits", {}))
+    return DecodeSettings(store.num_frames, size, store.settings["decoder"], about.get("hwaccel"), limits)
+
+
+def decoder_version(chain: str) -> str:
+    """Versions of the installed decoders in `chain`: "pyav", "ffmpeg" or "pyav+ffmpeg"."""
+    from pipeline.video import decode_ffmpeg, decode_pyav
+
+    versions: dict[str, Callable[[], str]] = {"pyav": decode_pyav.version, "ffmpeg": decode_ffmpeg.version}
+    return "; ".join(versions[name]() for name in chain.split("+"))
