@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dits_head.deferred import SharedLinear
-from dits_head.numerics import float32
+from dits_head.numerics import no_autocast
 
 EPS = 1e-6  # of DiT's layer norms
 FREQUENCIES = 256  # width of the sinusoid
@@ -92,7 +92,7 @@ class NoiseNetwork(nn.Module):
     def adaLNs(self) -> list[nn.Linear]:
         return [cast(Block, block).adaLN for block in self.blocks] + [self.final_adaLN]
 
-    @float32
+    @no_autocast
     def modulation(self, s: Tensor, condition: Tensor | None = None) -> Modulation:
         """Shifts, scales and gates of every layer, one row for each of the steps `s` (S,).
 
