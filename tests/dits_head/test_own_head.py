@@ -6,9 +6,10 @@ from importlib.metadata import EntryPoint, EntryPoints
 import pytest
 import torch
 from retrieval_case import DIM, add_videos, make_store
-from test_cli import refused, run
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
+import cli
 from dits_head import registry
 from dits_head.aligners import Aligner
 from dits_head.config import HeadConfig
@@ -29,6 +30,12 @@ class LinearShift(Aligner):
 
     def forward(self, text: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return text + self.shift(text)  # (N, D)
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
 
 
 class PerPair(LinearShift):
@@ -91,4 +98,4 @@ def test_an_entry_point_gives_a_head_a_short_name(monkeypatch):
     ],
 )
 def test_what_is_no_head_is_refused(workspace, name, says):
-    assert says in refused("train-head", "--head", name, "--workspace", workspace.root)
+    assert says in run("train-head", "--head", name, "--workspace", workspace.root, code=2).stderr
