@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from dits_head.blocks import Modulation, NoiseNetwork, step_modulations
-from dits_head.deferred import shared_uses
 from dits_head.schedule import Schedule
 
 Noise = Callable[[int], Tensor]  # time step -> z ~ N(0, I), (N, D)
@@ -79,13 +78,12 @@ def _sample(
     keeps, chi, lam = keep.tolist(), schedule.chi.tolist(), schedule.lam.tolist()
     modulations = _modulations(network, steps, x.device, condition)
     states = []
-    with shared_uses(network):
-        for s in range(steps, 0, -1):
-            kept = x if keeps[s - 1] == 1 else keeps[s - 1] * x
-            x = torch.add(kept, network(x, modulations[s - 1]), alpha=-chi[s - 1])  # (N, D)
-            if noise is not None and s > 1:
-                x = torch.add(x, noise(s), alpha=lam[s - 1])
-            states.append(x)
+    for s in range(steps, 0, -1):
+        kept = x if keeps[s - 1] == 1 else keeps[s - 1] * x
+        x = torch.add(kept, network(x, modulations[s - 1]), alpha=-chi[s - 1])  # (N, D)
+        if noise is not None and s > 1:
+            x = torch.add(x, noise(s), alpha=lam[s - 1])
+        states.append(x)
     return states
 
 
