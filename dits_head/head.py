@@ -171,10 +171,17 @@ class RetrievalHead(nn.Module):
         positives: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
-        """Loss of a batch of matching pairs, (B, D), (B, F, D), (B, F), and its parts by name.
+        """Loss of a batch of matching pairs: text i belongs to video i.
 
-        positives (B, B) bool: pairs besides the diagonal that match as well (see `losses.contrastive_loss`). All random
-        numbers, dropout included, come from `generator` (None: torch's global one).
+        Args:
+            text_embeds: (B, D).
+            frame_embeds: (B, F, D).
+            frame_mask: (B, F) bool, True where there is a frame.
+            positives: (B, B) bool, pairs besides the diagonal that match as well (see `losses.contrastive_loss`).
+            generator: Where all random numbers, dropout included, come from; None: torch's global generator.
+
+        Returns:
+            The loss, and its unweighted parts by name.
         """
         with torch.no_grad():
             self.logit_scale.clamp_(max=MAX_LOG_SCALE)
