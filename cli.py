@@ -283,7 +283,9 @@ def extract(
 
 @app.command("train-head")
 def train_head(
-    head: Annotated[str, typer.Option(help="mean-pool, xpool, mlp, fixed-prior, diffusion, dits or tmass")] = "dits",
+    head: Annotated[
+        str, typer.Option(help="mean-pool, xpool, mlp, fixed-prior, diffusion, dits, tmass or module:Class")
+    ] = "dits",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the head, name=value; repeatable")
     ] = None,

@@ -49,9 +49,9 @@ class Features:
         return text.to(device), self.frames[videos].to(device), self.mask[videos].to(device)
 
 
-def make(head: str, way: str, args: argparse.Namespace) -> Callable[[Batch], float]:
-    """A function that takes one training step; way: plain, ours, or compiled (ours, by torch.compile)."""
-    plain = way == "plain"
+def make(head: str, form: str, args: argparse.Namespace) -> Callable[[Batch], float]:
+    """A function that takes one training step; form: plain, ours, or compiled (ours, by torch.compile)."""
+    plain = form == "plain"
     still: dict[str, Any] = {"noise_train": False} if head == "dits" else {}  # so that both compute the same loss
     config = HeadConfig(head=head, dim=args.dim, dropout=args.dropout, dropout_per=args.dropout_per, **still)
     torch.manual_seed(0)
@@ -62,7 +62,7 @@ def make(head: str, way: str, args: argparse.Namespace) -> Callable[[Batch], flo
     model.to(args.device)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.2, fused=not plain)
-    training_loss = torch.compile(model.training_loss) if way == "compiled" else model.training_loss
+    training_loss = torch.compile(model.training_loss) if form == "compiled" else model.training_loss
 
     def step(batch: Batch) -> float:
         text, frames, mask = batch
@@ -87,36 +87,36 @@ def opened(head: RetrievalHead) -> RetrievalHead:
 
 
 def measure(head: str, size: int, features: Features, args: argparse.Namespace) -> dict[str, float]:
-    ways = ("plain", "ours", "compiled") if args.compile else ("plain", "ours")
-    steps = {way: make(head, way, args) for way in ways}
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    forms = ("plain", "ours", "compiled") if args.compile else ("plain", "ours")
+    steps = {form: make(head, form, args) for form in forms}
+    seconds: dict[str, list[float]] = {form: [] for form in forms}
     batch = features.batch(size, args.device)
     losses = {name: step(batch) for name, step in steps.items()}
     apart = max(losses.values()) - min(losses.values())
     if not args.dropout and not args.bfloat16 and apart > 1e-3 * abs(losses["plain"]):
-        raise SystemExit(f"{head}, batch {size}: the ways disagree on the loss: {losses}")
+        raise SystemExit(f"{head}, batch {size}: the forms disagree on the loss: {losses}")
     for _ in range(args.repeats if size < 256 else 1):
         for name, step in steps.items():
             begin = time.perf_counter()
             step(features.batch(size, args.device))
             seconds[name].append(time.perf_counter() - begin)
     times_as_fast = {
-        f"{way} times": statistics.median(plain / other for plain, other in zip(seconds["plain"], of, strict=True))
-        for way, of in seconds.items()
+        f"{form} times": statistics.median(plain / other for plain, other in zip(seconds["plain"], of, strict=True))
+        for form, of in seconds.items()
     }
-    return {way: statistics.median(values) for way, values in seconds.items()} | times_as_fast
+    return {form: statistics.median(values) for form, values in seconds.items()} | times_as_fast
 
 
-def peak_of_one_step(head: str, way: str, size: int, args: argparse.Namespace) -> float:
+def peak_of_one_step(head: str, form: str, size: int, args: argparse.Namespace) -> float:
     """MiB by which a fresh process' peak grows over a first step (weights are there; gradients and Adam's are not)."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_grow, (head, way, size, args))
+        return pool.apply(_grow, (head, form, size, args))
 
 
-def _grow(head: str, way: str, size: int, args: argparse.Namespace) -> float:
+def _grow(head: str, form: str, size: int, args: argparse.Namespace) -> float:
     torch.set_num_threads(args.threads)
     features = Features(2 * size, 1, args.frames, args.dim)
-    step, batch = make(head, way, args), features.batch(size, args.device)
+    step, batch = make(head, form, args), features.batch(size, args.device)
     if args.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -152,14 +152,14 @@ def main() -> None:
     print(f"{args.threads} threads, {args.device}, dim {args.dim}, dropout {args.dropout} per {args.dropout_per}\n")
     faster = ["ours", "compiled"] if args.compile else ["ours"]
     titles = ["head", "batch", "plain steps/s"]
-    titles += [title for way in faster for title in (f"{way} steps/s", "ratio to plain")] + ["plain MiB", "ours MiB"]
+    titles += [title for form in faster for title in (f"{form} steps/s", "ratio to plain")] + ["plain MiB", "ours MiB"]
     print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
     for head in HEADS:
         for size in args.batches:
             result = measure(head, size, features, args)
             cells = [head, str(size), f"{1 / result['plain']:.2f}"]
-            cells += [cell for way in faster for cell in (f"{1 / result[way]:.2f}", f"{result[f'{way} times']:.2f}")]
-            cells += [f"{peak_of_one_step(head, way, size, args):.0f}" for way in ("plain", "ours")]
+            cells += [cell for form in faster for cell in (f"{1 / result[form]:.2f}", f"{result[f'{form} times']:.2f}")]
+            cells += [f"{peak_of_one_step(head, form, size, args):.0f}" for form in ("plain", "ours")]
             print(f"| {' | '.join(cells)} |", flush=True)
 
 

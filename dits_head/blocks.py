@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dits_head.deferred import SharedLinear
-from dits_head.numerics import float32
+from dits_head.numerics import no_autocast
 
 EPS = 1e-6  # of DiT's layer norms
 FREQUENCIES = 256  # width of the sinusoid
@@ -52,10 +51,10 @@ class Block(nn.Module):
     def __init__(self, dim: int, mlp_ratio: float) -> None:
         super().__init__()
         hidden = int(dim * mlp_ratio)
-        self.value = SharedLinear(dim, dim)
-        self.out = SharedLinear(dim, dim)
-        self.fc1 = SharedLinear(dim, hidden)
-        self.fc2 = SharedLinear(hidden, dim)
+        self.value = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
         self.adaLN = nn.Linear(dim, 6 * dim)
         for linear in (self.value, self.out, self.fc1, self.fc2):
             nn.init.xavier_uniform_(linear.weight)
@@ -84,7 +83,7 @@ class NoiseNetwork(nn.Module):
         self.condition = nn.Linear(conditions * dim, dim) if conditions else None
         self.blocks = nn.ModuleList(Block(dim, mlp_ratio) for _ in range(blocks))
         self.final_adaLN = nn.Linear(dim, 2 * dim)
-        self.final = SharedLinear(dim, dim)
+        self.final = nn.Linear(dim, dim)
         _zero(self.final_adaLN)
         _zero(self.final)
 
@@ -92,7 +91,7 @@ class NoiseNetwork(nn.Module):
     def adaLNs(self) -> list[nn.Linear]:
         return [cast(Block, block).adaLN for block in self.blocks] + [self.final_adaLN]
 
-    @float32
+    @no_autocast
     def modulation(self, s: Tensor, condition: Tensor | None = None) -> Modulation:
         """Shifts, scales and gates of every layer, one row for each of the steps `s` (S,).
 

@@ -1,4 +1,4 @@
-"""CLIP's top K blocks as a module of their own, started from cached activations.
+"""CLIP's top K blocks as a module of their own, fed with cached activations.
 
 End-to-end training runs every layer on every frame in every epoch. The activations that enter block L - K do not
 change while only the top K blocks train; cached once, they make an epoch cost K blocks and no decoding. With K = L

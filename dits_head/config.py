@@ -12,85 +12,93 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-HEADS = ("mean-pool", "xpool", "mlp", "fixed-prior", "diffusion", "dits", "tmass")
+from dits_head.registry import HEADS, aligner_class
+
 SCHEDULES = ("linear", "literal")
 CONDITIONS = ("none", "t", "v", "tv")
 GAPS = ("v-t", "t-v")
-WALKERS = ("dits", "diffusion")  # the heads that walk through time steps with a noise network
+SAMPLERS = ("dits", "diffusion")  # the built-in heads with a noise network over time steps
+
+# Settings of earlier versions, with the one value that is still built. Records hold them, and the names of runs and the
+# fingerprints of indexes are made of records, so `to_dict` still gives them.
+RETIRED = {"tied": True, "step_loss": 0.0}
 
 
 @dataclass(frozen=True)
 class HeadConfig:
     """One retrieval head.
 
-    head: `mean-pool` (no parameters but the temperature), `xpool` (the paper's baseline, T' = 0), `mlp` (a residual
-        MLP that aligns the text: the control for the sampler), `fixed-prior` (eq. 3), `diffusion` (DDPM on the gap,
-        eqs. 4-7), `dits` (the truncated sampler, eq. 8), `tmass` (stochastic text of T-MASS, CVPR 2024).
-    dim: width D of CLIP's joint space.
-    dropout: X-Pool's dropout on the linear layer. `dropout_per="pair"` draws a mask for each (text, video) pair, as
-        X-Pool does, and needs a vector per pair; `"video"` draws one mask a video, which keeps the exact identity of
-        `pooling` and its speed.
-    pool_query: the vector that attends to the frames: the encoder's `text` (the paper's v|t) or the `aligned` text.
-    init_logit_scale: exp of the starting temperature parameter (CLIP's own ends at 100).
-    index_vectors: vectors a video that an index holds, one for each of as many stretches of it; by default 4, the
-        fewest that keep the exhaustive winner in a shortlist of 50 of 1000 in 99 % of queries (docs/results.md), and 1
-        for mean pooling.
-    index_loss: weight of an additional contrastive loss between the aligned text and the text-independent vector that
-        an index holds (`pool_video`).
-
-    Sampler (`dits`, `diffusion`; a value left out is resolved to the head's own when the config is made):
-    T: length of the variance schedule; T_prime: steps taken, the last T' of the chain (`diffusion` takes all T).
-    schedule: `linear` (beta from 1e-4 to 0.02, DDPM's range) or `literal` (0.1 to 0.99, the paper's sentence).
-    noise_train, noise_eval: add lambda_s z (eq. 8) or walk deterministically. At evaluation the draw is a function of
-        (noise_seed, text embedding, step), so that it depends on nothing else in the batch.
-    normalise: L2-normalise the text (and, for the gap, the video) before sampling.
-        The paper leaves these three open. The defaults of `dits` (literal schedule, noise in training only, the text as
-        it is) had the highest mean R@1 of nine readings over five seeds on `shapes` (docs/results.md).
-    condition: what the noise network sees beside the state and the step. gap: `v-t` aligns the text, `t-v` the video.
-    tied: one network for all steps, or one network a step. blocks, mlp_ratio: the network's depth and MLP width.
-    step_loss: weight of the mean contrastive loss over the intermediate states (0: only the last state is trained).
-
-    Others: sigma2 (`fixed-prior`); noise_loss and stage (`diffusion`: `pretrain` fits the noise with the pooling
-    frozen, `finetune` trains all through the chain with the contrastive loss); num_frames, radius, samples and support
-    (`tmass`: frames a video, starting length of the random part relative to the text's, texts drawn at evaluation,
-    weight of the support-text loss).
-
-    Raises ValueError, naming the field and the fix, for a combination that cannot work.
+    A value left out is resolved to the head's own when the config is made. Raises ValueError, naming the field and the
+    fix, for a combination that cannot work.
     """
 
     head: str = "dits"
+    """`mean-pool` (no parameters but the temperature), `xpool` (the paper's baseline, T' = 0), `mlp` (a residual MLP
+    that aligns the text: the control for the sampler), `fixed-prior` (eq. 3), `diffusion` (DDPM on the gap, eqs. 4-7),
+    `dits` (the truncated sampler, eq. 8), `tmass` (stochastic text of T-MASS, CVPR 2024), or a head of another package
+    (see `registry`), which may read every setting."""
     dim: int = 512
+    """Width D of CLIP's joint space."""
     dropout: float = 0.0
+    """X-Pool's dropout on the linear layer."""
     dropout_per: str = "pair"
+    """`pair`: a mask for each (text, video) pair, as X-Pool does, which needs a vector per pair; `video`: one mask a
+    video, which keeps the exact identity of `pooling` and its speed."""
     pool_query: str = "text"
+    """The vector that attends to the frames: the encoder's `text` (the paper's v|t) or the `aligned` text."""
     init_logit_scale: float = 100.0
+    """exp of the starting temperature parameter (CLIP's own ends at 100)."""
     index_loss: float = 0.0
+    """Weight of an additional contrastive loss between the aligned text and the text-independent vector that an index
+    holds (`pool_video`)."""
     index_vectors: int | None = None
+    """Vectors a video that an index holds, one for each of as many stretches of it; by default 4, the fewest that keep
+    the exhaustive winner in a shortlist of 50 of 1000 in 99 % of queries, and 1 for mean pooling."""
 
+    # Samplers (`dits`, `diffusion`). The paper leaves schedule, noise and normalisation open: the defaults of `dits`
+    # had the highest mean R@1 of nine readings over five seeds on `shapes`.
     T: int = 10
+    """Length of the variance schedule."""
     T_prime: int | None = None
+    """Steps taken, the last T' of the chain; `diffusion` takes all T."""
     schedule: str = "literal"
+    """`linear` (beta from 1e-4 to 0.02, DDPM's range) or `literal` (0.1 to 0.99, the paper's sentence)."""
     noise_train: bool | None = None
+    """Add lambda_s z (eq. 8) in training."""
     noise_eval: bool | None = None
+    """Add it at evaluation too, where the draw is a function of (noise_seed, text embedding, step) and of nothing else
+    in the batch."""
     noise_seed: int = 24
     normalise: bool = False
+    """L2-normalise the text (and, for the gap, the video) before sampling."""
     condition: str = "default"
+    """What the noise network sees beside the state and the step: `none`, `t`, `v` or `tv`."""
     gap: str = "v-t"
-    tied: bool = True
+    """`v-t` aligns the text, `t-v` the video."""
     blocks: int = 4
+    """Depth of the noise network."""
     mlp_ratio: float = 4.0
-    step_loss: float = 0.0
+    """Width of its MLPs, and of the head `mlp`, over D."""
 
     sigma2: float = 0.1
+    """`fixed-prior`: the variance sigma^2."""
     noise_loss: str = "l2"
+    """`diffusion`: `l1` or `l2`."""
     stage: str = "pretrain"
+    """`diffusion`: `pretrain` fits the noise with the pooling frozen, `finetune` trains all through the chain with the
+    contrastive loss."""
     num_frames: int = 12
+    """`tmass`: frames a video."""
     radius: float = 0.1
+    """`tmass`: starting length of the random part relative to the text's."""
     samples: int = 20
+    """`tmass`: texts drawn at evaluation."""
     support: float = 1.2
+    """`tmass`: weight of the support-text loss."""
 
     def __post_init__(self) -> None:
-        self._choice("head", HEADS)
+        if self.head not in HEADS:
+            aligner_class(self.head)  # refuses what is no head
         self._resolve_defaults()
         self._choice("schedule", SCHEDULES)
         self._choice("condition", CONDITIONS)
@@ -119,6 +127,8 @@ class HeadConfig:
         """Why the text cannot be aligned without the video, or None if it can."""
         if self.head == "tmass":
             return "T-MASS draws a text whose radius depends on the video's frames"
+        if self.head not in HEADS:
+            return aligner_class(self.head).needs_video
         if self.gap == "t-v":
             return "gap 't-v' moves the video towards the text, not the text"
         if self.condition in ("v", "tv"):
@@ -128,6 +138,8 @@ class HeadConfig:
     @property
     def aligns_text(self) -> bool:
         """Whether the compared text differs from the encoder's text."""
+        if self.head not in HEADS:
+            return self.needs_video is None
         return self.head in ("mlp", "fixed-prior", "diffusion") or (self.head == "dits" and self.steps > 0)
 
     @classmethod
@@ -141,21 +153,31 @@ class HeadConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> HeadConfig:
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
+        """Make the config that `to_dict` gave, of this version or an earlier one."""
+        values = {name: value for name, value in values.items() if (name, value) not in RETIRED.items()}
+        known = set(cls.fields())
+        if retired := sorted(set(values) & set(RETIRED)):
+            raise ValueError(f"head config: {retired[0]}={values[retired[0]]!r} is not built any more; train it anew")
+        if unknown := sorted(set(values) - known):
             raise ValueError(f"head config: unknown settings {unknown}; known are {sorted(known)}")
         return cls(**values)
 
+    @classmethod
+    def fields(cls) -> dict[str, Any]:
+        """Every setting's name and its value in the default DITS."""
+        return dataclasses.asdict(cls())
+
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """All settings, and the retired ones, as records hold them."""
+        return dataclasses.asdict(self) | RETIRED
 
     def _resolve_defaults(self) -> None:
         """Fill what was left to the head, so that a stored config says everything."""
         diffusion = self.head == "diffusion"
+        samples = self.head in SAMPLERS or self.head not in HEADS
         random = self.head in ("diffusion", "fixed-prior")  # noise is what these two are made of
         resolved = {
-            "T_prime": self.T if self.head in WALKERS else 0,
+            "T_prime": self.T if samples else 0,
             "noise_train": random or self.head == "dits",
             "noise_eval": random,
             "condition": "t" if diffusion else "none",
@@ -189,15 +211,15 @@ class HeadConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected a number > 0")
         if self.init_logit_scale > 100:
             raise ValueError(f"init_logit_scale={self.init_logit_scale!r}: CLIP clamps it at 100; set at most 100")
-        for name in ("step_loss", "index_loss", "support"):
+        for name in ("index_loss", "support"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected a weight >= 0")
 
     def _check_combinations(self) -> None:
-        if self.head in WALKERS and self.steps > self.T:
+        if self.steps > self.T and (self.head in SAMPLERS or self.head not in HEADS):
             raise ValueError(f"T_prime={self.steps} with T={self.T}: the schedule is too short; set T={self.steps}")
-        if self.head not in WALKERS:
-            for name, off in (("T_prime", 0), ("condition", "none"), ("gap", "v-t"), ("step_loss", 0), ("tied", True)):
+        if self.head in HEADS and self.head not in SAMPLERS:
+            for name, off in (("T_prime", 0), ("condition", "none"), ("gap", "v-t")):
                 if getattr(self, name) != off:
                     value = getattr(self, name)
                     raise ValueError(f"{name}={value!r} has no meaning for head={self.head!r}; use head='dits'")
@@ -219,7 +241,7 @@ class HeadConfig:
 
     def _check_diffusion(self) -> None:
         if self.steps != self.T:
-            raise ValueError(f"T_prime={self.steps}: diffusion walks its whole chain; set T_prime={self.T}")
+            raise ValueError(f"T_prime={self.steps}: diffusion takes its whole chain; set T_prime={self.T}")
         if self.schedule == "linear" and self.T < 500:
             raise ValueError(
                 f"schedule='linear' with T={self.T}: alpha_bar[T] stays near 1, so a chain from N(0, I) starts where "
@@ -227,9 +249,5 @@ class HeadConfig:
             )
         if self.condition in ("v", "tv") or self.gap != "v-t":
             raise ValueError("head='diffusion' draws the gap v - t for a text; set condition='t' or 'none', gap='v-t'")
-        if not self.tied:
-            raise ValueError("tied=False: the diffusion baseline shares one network over its steps; set tied=True")
         if self.index_loss and self.stage == "pretrain":
             raise ValueError("stage='pretrain' fits the noise and nothing else; set index_loss=0 or stage='finetune'")
-        if self.step_loss:
-            raise ValueError("step_loss belongs to head='dits', a diffusion chain's states are noise; set step_loss=0")

@@ -31,6 +31,6 @@ class Student(nn.Module):
         self, text_embeds: Tensor, frame_embeds: Tensor, frame_mask: Tensor, positives: Tensor, targets: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
         """As `RetrievalHead.training_loss`; targets (B, D): the teacher's aligned texts."""
-        aligned = self.head.walk_text(text_embeds)  # (B, D)
+        aligned = self.head.align_text_training(text_embeds)  # (B, D)
         loss = 1 - (normalise(aligned) * normalise(targets)).sum(-1).mean()
         return loss, {"distill": loss.item()}

@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dits_head.aligners import build_aligner
+from dits_head.aligners import TrainingBatch
 from dits_head.config import HeadConfig
 from dits_head.losses import contrastive_loss
 from dits_head.numerics import normalise, tiles
-from dits_head.pooling import MeanPool, Pooled, Videos, XPool, clean
-from dits_head.samplers import Noise, keyed_noise, random_noise
+from dits_head.pooling import MeanPool, Pooled, Videos, XPool
+from dits_head.registry import aligner_class
 
 MAX_LOG_SCALE = math.log(100)  # CLIP's clamp on logit_scale
 
@@ -41,7 +40,7 @@ class RetrievalHead(nn.Module):
     """One system of `HeadConfig`. See the methods; `indexable` says whether `align_text` exists."""
 
     pooling: XPool | MeanPool
-    aligner: Any  # of dits_head.aligners, as the config says
+    aligner: Any  # an Aligner; of which class, the config says
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
@@ -49,17 +48,16 @@ class RetrievalHead(nn.Module):
         self.pooling = (
             MeanPool() if config.head == "mean-pool" else XPool(config.dim, config.dropout, config.dropout_per)
         )
-        self.aligner = build_aligner(config)
+        self.aligner = aligner_class(config.head)(config)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.init_logit_scale)))
-        self._frozen_pooling = config.head == "diffusion" and config.stage == "pretrain"
-        if self._frozen_pooling:
+        if self.aligner.freezes_pooling:
             self.pooling.requires_grad_(False)
             self.logit_scale.requires_grad_(False)
 
     def train(self, mode: bool = True) -> RetrievalHead:
         """Training mode; a frozen pooling stays in evaluation mode, so that its dropout is off."""
         super().train(mode)
-        if self._frozen_pooling:
+        if self.aligner.freezes_pooling:
             self.pooling.eval()
         return self
 
@@ -80,7 +78,7 @@ class RetrievalHead(nn.Module):
         text = text_embeds.float()
         aligned = torch.empty_like(text)
         for real, padded in tiles(len(text), ROWS, text.device):
-            aligned[real] = self._walk(text[padded], None)[-1][: len(aligned[real])]
+            aligned[real] = self.aligner(text[padded])[: len(aligned[real])]
         return aligned
 
     @torch.no_grad()
@@ -173,21 +171,43 @@ class RetrievalHead(nn.Module):
         positives: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
-        """Loss of a batch of matching pairs, (B, D), (B, F, D), (B, F), and its parts by name.
+        """Loss of a batch of matching pairs: text i belongs to video i.
 
-        positives (B, B) bool: pairs besides the diagonal that match as well (see `losses.contrastive_loss`). All random
-        numbers, dropout included, come from `generator` (None: torch's global one).
+        Args:
+            text_embeds: (B, D).
+            frame_embeds: (B, F, D).
+            frame_mask: (B, F) bool, True where there is a frame.
+            positives: (B, B) bool, pairs besides the diagonal that match as well (see `losses.contrastive_loss`).
+            generator: Where all random numbers, dropout included, come from; None: torch's global generator.
+
+        Returns:
+            The loss, and its unweighted parts by name.
         """
         with torch.no_grad():
             self.logit_scale.clamp_(max=MAX_LOG_SCALE)
-        parts = self._loss_parts(text_embeds.float(), frame_embeds, frame_mask, positives, generator)
+        text = text_embeds.float()
+
+        def pool(aligned: Tensor) -> Pooled:
+            query = aligned if self.config.pool_query == "aligned" else text
+            return self.pooling.pool(query, frame_embeds, frame_mask, generator)
+
+        def index_cosines(aligned: Tensor) -> Tensor:
+            indexed = self._windows(self.pooling.prepare(frame_embeds, frame_mask))  # (V, M, D)
+            return (indexed @ normalise(aligned).T).amax(1)  # (V, T)
+
+        def contrast(cosines: Tensor) -> Tensor:
+            return contrastive_loss(cosines.T, self.logit_scale.exp(), positives)
+
+        parts = self.aligner.losses(
+            TrainingBatch(text, frame_embeds, frame_mask, generator, pool, index_cosines, contrast)
+        )
         loss = torch.stack([weight * value for weight, value in parts.values()]).sum()
         return loss, {name: value.item() for name, (_, value) in parts.items()}
 
-    def walk_text(self, text_embeds: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def align_text_training(self, text_embeds: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """`align_text` with gradients and, in training mode, the noise of training: (B, D) -> (B, D)."""
         self._require_indexable()
-        return self._walk(text_embeds.float(), None, generator)[-1]
+        return self.aligner(text_embeds.float(), generator)
 
     def start_from(self, state: dict[str, Tensor]) -> list[str]:
         """Take every parameter that another head's state_dict has under the same name and shape; returns those names.
@@ -201,108 +221,17 @@ class RetrievalHead(nn.Module):
 
     # ---------------------------------------------------------------- parts
 
-    def _loss_parts(
-        self,
-        text: Tensor,
-        frame_embeds: Tensor,
-        frame_mask: Tensor,
-        positives: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> dict[str, tuple[float, Tensor]]:
-        """{name: (weight, loss)}."""
-        config = self.config
-        if self._frozen_pooling:
-            t, v = self._scaled(text), self._scaled(self.pooling.pool(text, frame_embeds, frame_mask).own())
-            return {"noise": (1.0, self.aligner.noise_loss(v - t, self._condition(t, None), generator))}
-        states = [] if config.needs_video else self._walk(text, None, generator)
-        query = states[-1] if config.pool_query == "aligned" else text
-        pooled = self.pooling.pool(query, frame_embeds, frame_mask, generator)
-
-        def contrast(cosines: Tensor) -> Tensor:  # (V, T)
-            return contrastive_loss(cosines.T, self.logit_scale.exp(), positives)
-
-        if config.head == "tmass":
-            unit, frames = normalise(text), normalise(clean(frame_embeds, frame_mask))
-            radius = self.aligner(unit, frames)  # (B, D), of each text with its own video
-            sampled = unit + radius * random_noise(unit, generator)(1)
-            support = self.aligner.support(unit, radius, normalise(pooled.own()))
-            return {
-                "contrastive": (1.0, contrast(pooled.cosines(normalise(sampled)))),
-                "support": (config.support, contrast(pooled.cosines(normalise(support)))),
-            }
-        if config.needs_video:
-            losses = [contrast(cosines) for cosines in self._walk_pairs(text, pooled, generator)]
-        else:
-            losses = [contrast(pooled.cosines(normalise(state))) for state in states]
-        parts = {"contrastive": (1.0, losses[-1])}
-        if len(losses) > 1:
-            parts["steps"] = (config.step_loss, torch.stack(losses[:-1]).mean())
-        if config.index_loss:
-            indexed = self._windows(self.pooling.prepare(frame_embeds, frame_mask))  # (V, M, D)
-            parts["index"] = (config.index_loss, contrast((indexed @ normalise(states[-1]).T).amax(1)))
-        return parts
-
-    def _walk(self, text: Tensor, video: Tensor | None, generator: torch.Generator | None = None) -> list[Tensor]:
-        """The aligner's states for texts (N, D), and for their pooled videos (N, D) where the system needs them.
-
-        All states if `step_loss` uses them, else the last one only.
-        """
-        text, video = self._scaled(text), None if video is None else self._scaled(video)
-        start = video if self.config.gap == "t-v" else text
-        states = self.aligner(start, noise=self._noise(text, generator), condition=self._condition(text, video))
-        return states if self.config.step_loss else states[-1:]
-
-    def _walk_pairs(self, text: Tensor, pooled: Pooled, generator: torch.Generator | None = None) -> list[Tensor]:
-        """Cosines (V, T) at each state, for systems that walk once a pair: what moves is the text, or the video."""
-        video = pooled.vectors()  # (V, T, D)
-        text = text.expand_as(video)
-        still = text if self.config.gap == "t-v" else video
-        states = self._walk(text.flatten(0, 1), video.flatten(0, 1), generator)
-        return [(normalise(state.view_as(video)) * normalise(still)).sum(-1) for state in states]
-
-    def _scaled(self, x: Tensor) -> Tensor:
-        """A vector as the sampler takes it."""
-        return normalise(x) if self.config.normalise else x
-
-    def _condition(self, text: Tensor, video: Tensor | None) -> Tensor | None:
-        wanted = self.config.condition  # "none", "t", "v" or "tv"
-        chosen = [x for name, x in (("t", text), ("v", video)) if x is not None and name in wanted]
-        return torch.cat(chosen, dim=-1) if chosen else None
-
-    def _noise(self, text: Tensor, generator: torch.Generator | None) -> Noise | None:
-        if self.training:
-            return random_noise(text, generator) if self.config.noise_train else None
-        return keyed_noise(text, self.config.noise_seed) if self.config.noise_eval else None
-
     def _prepared_tiles(self, frame_embeds: Tensor, frame_mask: Tensor) -> Iterator[Videos]:
         for real, padded in tiles(len(frame_embeds), ROWS, frame_embeds.device):
             yield self._prepare(frame_embeds[padded], frame_mask[padded])[: len(frame_embeds[real])]
 
     def _prepare(self, frame_embeds: Tensor, frame_mask: Tensor) -> Videos:
-        videos = self.pooling.prepare(frame_embeds, frame_mask)
-        if self.config.head == "tmass":
-            return replace(videos, frames=normalise(clean(frame_embeds, frame_mask)))
-        return videos
+        return self.aligner.prepare(self.pooling.prepare(frame_embeds, frame_mask), frame_embeds, frame_mask)
 
     def _scorer(self, compared: Tensor, query: Tensor) -> Callable[[Videos], Tensor]:
         """A function from videos to cosines (V, T), for texts (T, D) or for each video's own texts (V, T', D)."""
-        unit, queries = normalise(compared), self.pooling.queries(query)
-
-        def cosines(videos: Videos) -> Tensor:
-            pooled = self.pooling.pool_prepared(queries, videos)
-            if self.config.head == "tmass":
-                return self._best_cosines(unit, pooled, videos)
-            return self._walk_pairs(compared, pooled)[-1] if self.config.needs_video else pooled.cosines(unit)
-
-        return cosines
-
-    def _best_cosines(self, unit_text: Tensor, pooled: Pooled, videos: Videos) -> Tensor:
-        """T-MASS' cosines (V, T): the best of several draws of each text."""
-        video = normalise(pooled.vectors())  # (V, T, D)
-        unit_text = unit_text.expand_as(video)
-        frames = videos.frames[:, None].expand(-1, video.shape[1], -1, -1).flatten(0, 1)  # (V * T, F, D)
-        unit_text, flat = unit_text.flatten(0, 1), video.flatten(0, 1)
-        return self.aligner.best_cosine(unit_text, self.aligner(unit_text, frames), flat).view(video.shape[:2])
+        queries = self.pooling.queries(query)
+        return lambda videos: self.aligner.cosines(compared, self.pooling.pool_prepared(queries, videos), videos)
 
     def _split(self, texts: Tensor) -> tuple[Tensor, Tensor]:
         """The compared vectors and the pooling queries, both (T, D)."""

@@ -47,11 +47,18 @@ class JointModel(nn.Module):
 def layerwise_groups(
     model: JointModel, clip_blocks: Sequence[nn.Module], lr: float, clip_lr: float, decay: float, weight_decay: float
 ) -> list[dict[str, object]]:
-    """Parameter groups for `train`: the head at `lr`, CLIP at `clip_lr`, each block below the top at `decay` times the
-    rate of the one above (1: no layer-wise decay). `clip_blocks`: from the bottom to the top, both towers in one list
-    a level, so that equal depths share a rate.
+    """Parameter groups for AdamW, with layer-wise learning rates of CLIP.
 
-    Matrices decay by `weight_decay`; norms, biases and scalars do not.
+    Args:
+        clip_blocks: Blocks from the bottom to the top, both towers in one list a level, so that equal depths share a
+            rate.
+        lr: Learning rate of the head.
+        clip_lr: Learning rate of CLIP's top block, and of all of CLIP that is in no block.
+        decay: A block's rate over that of the block above it; 1: no layer-wise decay.
+        weight_decay: Of matrices; norms, biases and scalars have none.
+
+    Returns:
+        Groups with `params`, `weight_decay` and `lr_scale`, the rate over `lr`.
     """
     scale: dict[int, float] = {}
     for depth, block in enumerate(reversed(clip_blocks)):

@@ -11,10 +11,14 @@ from torch import Tensor
 
 
 def contrastive_loss(sims: Tensor, scale: Tensor | float, positives: Tensor | None = None) -> Tensor:
-    """Mean of text-to-video and video-to-text cross entropy of scale * sims (B, B), with the diagonal as the target.
+    """Mean of text-to-video and video-to-text cross entropy, with the diagonal as the target.
 
-    positives (B, B) bool: pairs that match as well (another caption of the same video, the same sentence for another
-    video). They are left out of both denominators: no negatives, and no targets either. None: only the diagonal is.
+    Args:
+        sims: (B, B) cosines, rows are texts.
+        scale: exp of the temperature parameter.
+        positives: (B, B) bool, pairs that match as well (another caption of the same video, the same sentence for
+            another video). They are left out of both denominators: no negatives, and no targets either. None: only the
+            diagonal matches.
     """
     logits = scale * sims
     if positives is not None:

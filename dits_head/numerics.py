@@ -12,8 +12,8 @@ from torch import Tensor
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def float32(function: Function) -> Function:
-    """Outside autocast: norms and cosines from Gram matrices lose their digits in half precision."""
+def no_autocast(function: Function) -> Function:
+    """Run outside autocast: norms and cosines from Gram matrices lose their digits in half precision."""
     for device in ("cpu", "cuda"):
         function = torch.autocast(device, enabled=False)(function)
     return function

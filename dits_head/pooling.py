@@ -25,7 +25,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from dits_head.numerics import float32, normalise
+from dits_head.numerics import no_autocast, normalise
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,15 @@ class Combination:
     coefficients: Tensor
     videos: Videos
 
-    @float32
+    @no_autocast
     def vectors(self) -> Tensor:
         return self.coefficients.mT @ self.videos.basis
 
-    @float32
+    @no_autocast
     def own(self) -> Tensor:
         return torch.einsum("jbb,bjd->bd", self.coefficients.transpose(0, 1), self.videos.basis)
 
-    @float32
+    @no_autocast
     def cosines(self, unit_texts: Tensor) -> Tensor:
         length = _form(self.videos.gram_basis, self.coefficients).clamp_min(1e-24).rsqrt().squeeze(1)
         return (self.coefficients * _dots(self.videos.basis, unit_texts)).sum(1) * length
@@ -108,7 +108,7 @@ class PairVectors:
     def own(self) -> Tensor:
         return torch.einsum("bbd->bd", self.pooled)
 
-    @float32
+    @no_autocast
     def cosines(self, unit_texts: Tensor) -> Tensor:
         return torch.einsum("vtd,td->vt", normalise(self.pooled), unit_texts)
 
@@ -160,14 +160,14 @@ class XPool(nn.Module):
         hidden = self.norm2(attended)
         return self.norm3(hidden + self._drop(self.linear(hidden), generator))  # (V, T, D)
 
-    @float32
+    @no_autocast
     def queries(self, text: Tensor) -> Tensor:
         """(T, D) -> (T, D), K'q / sqrt(D) times LN1's gain: the logits of the attention are its dot products with the
         standardised frames."""
         scale = self.norm1.weight * text.shape[-1] ** -0.5
         return self.query(self.norm1(text.float())) @ self.key.weight * scale
 
-    @float32
+    @no_autocast
     def prepare(self, frame_embeds: Tensor, frame_mask: Tensor, generator: torch.Generator | None = None) -> Videos:
         """All of a video's work that needs no text: (V, F, D), (V, F) -> Videos with J = F + 2."""
         D = frame_embeds.shape[-1]
@@ -184,12 +184,12 @@ class XPool(nn.Module):
         basis = torch.cat([self.norm3.weight * residual, last], dim=1)  # (V, F+2, D)
         return Videos(frames, frame_mask, _gram(centred) / D, _gram(residual) / D, basis, _gram(basis), basis[:, 0, :0])
 
-    @float32
+    @no_autocast
     def pool_prepared(self, queries: Tensor, videos: Videos) -> Combination:
         """The same from `queries` (T, D) and `prepare`d videos; with (V, T', D) each video meets its own T' texts."""
         return self._combine(self._attention(videos.keys, videos.mask, queries), videos)
 
-    @float32
+    @no_autocast
     def pool_windows(self, videos: Videos, count: int) -> Combination:
         """Equal attention within each of `count` stretches of the video (T = count): vectors that need no text."""
         return self._combine(windows(videos.mask, count).to(videos.basis.dtype), videos)

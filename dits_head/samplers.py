@@ -1,4 +1,4 @@
-"""Walks through time steps: the truncated sampler (DITS, eq. 8), DDPM's reverse chain (eq. 7), the fixed prior (eq. 3).
+"""Samplers over time steps: the truncated sampler (DITS, eq. 8), DDPM's reverse chain (eq. 7), the fixed prior (eq. 3).
 
 Notation: N samples, D width, s a time step (counts down), S steps. Noise comes from a `Noise` function, never from the
 global generator: `random_noise` draws for training, `keyed_noise` gives each text its own fixed draw at evaluation.
@@ -7,13 +7,12 @@ global generator: `random_noise` draws for training, `keyed_noise` gives each te
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from dits_head.blocks import Modulation, NoiseNetwork, step_modulations
-from dits_head.deferred import shared_uses
 from dits_head.schedule import Schedule
 
 Noise = Callable[[int], Tensor]  # time step -> z ~ N(0, I), (N, D)
@@ -21,7 +20,7 @@ Noise = Callable[[int], Tensor]  # time step -> z ~ N(0, I), (N, D)
 
 def truncated_sampler(
     start: Tensor,
-    networks: Sequence[NoiseNetwork],
+    network: NoiseNetwork,
     schedule: Schedule,
     T_prime: int,
     *,
@@ -30,22 +29,29 @@ def truncated_sampler(
 ) -> list[Tensor]:
     """Eq. 8: v_{T'} = start; v_{s-1} = v_s - chi_s eps(v_s, s) + lambda_s z, for s = T'..1.
 
-    start (N, D); `networks` holds one network for all steps, or one a step (index s - 1); noise None walks without z.
-    Returns the states v_{T'-1}, ..., v_0, the aligned vector last; just [start] for T' = 0.
+    Args:
+        start: v_{T'}, (N, D).
+        network: eps(x, s, c).
+        T_prime: Steps taken, the last T' of the schedule's.
+        condition: c, (N, C * D).
+        noise: z of each step; None samples deterministically.
+
+    Returns:
+        The states v_{T'-1}, ..., v_0, (N, D) each, the aligned vector last; just [start] for T' = 0.
     """
     keep = torch.ones_like(schedule.alpha)
-    return _walk(start, networks, schedule, T_prime, keep, condition, noise) or [start]
+    return _sample(start, network, schedule, T_prime, keep, condition, noise) or [start]
 
 
 def reverse_chain(
-    networks: Sequence[NoiseNetwork], schedule: Schedule, noise: Noise, *, condition: Tensor | None = None
+    network: NoiseNetwork, schedule: Schedule, noise: Noise, *, condition: Tensor | None = None
 ) -> Tensor:
     """Eq. 7, DDPM's whole chain: delta_T ~ N(0, I), delta_{s-1} = delta_s / sqrt(alpha_s) - chi_s eps + sigma_s z.
 
     Returns delta_0 (N, D). The step is the truncated sampler's, but for the factor 1 / sqrt(alpha_s) on the state.
     """
     T = len(schedule.beta)
-    return _walk(noise(T + 1), networks, schedule, T, schedule.alpha.rsqrt(), condition, noise)[-1]
+    return _sample(noise(T + 1), network, schedule, T, schedule.alpha.rsqrt(), condition, noise)[-1]
 
 
 def fixed_prior(text: Tensor, sigma2: float, noise: Noise) -> Tensor:
@@ -59,9 +65,9 @@ def diffuse(delta: Tensor, s: Tensor, z: Tensor, schedule: Schedule) -> Tensor:
     return (alpha_bar.sqrt() * delta + (1 - alpha_bar).sqrt() * z).to(delta.dtype)
 
 
-def _walk(
+def _sample(
     x: Tensor,
-    networks: Sequence[NoiseNetwork],
+    network: NoiseNetwork,
     schedule: Schedule,
     steps: int,
     keep: Tensor,
@@ -70,31 +76,24 @@ def _walk(
 ) -> list[Tensor]:
     """x_{s-1} = keep_s x_s - chi_s eps(x_s, s, c) + lambda_s z for s = steps..1 (z = 0 at s = 1); all states."""
     keeps, chi, lam = keep.tolist(), schedule.chi.tolist(), schedule.lam.tolist()
-    modulations = _modulations(networks, steps, x.device, condition)
+    modulations = _modulations(network, steps, x.device, condition)
     states = []
-    with shared_uses(*networks):
-        for s in range(steps, 0, -1):
-            network = networks[0] if len(networks) == 1 else networks[s - 1]
-            x = torch.add(
-                x if keeps[s - 1] == 1 else keeps[s - 1] * x, network(x, modulations[s - 1]), alpha=-chi[s - 1]
-            )
-            if noise is not None and s > 1:
-                x = torch.add(x, noise(s), alpha=lam[s - 1])
-            states.append(x)
+    for s in range(steps, 0, -1):
+        kept = x if keeps[s - 1] == 1 else keeps[s - 1] * x
+        x = torch.add(kept, network(x, modulations[s - 1]), alpha=-chi[s - 1])  # (N, D)
+        if noise is not None and s > 1:
+            x = torch.add(x, noise(s), alpha=lam[s - 1])
+        states.append(x)
     return states
 
 
-def _modulations(
-    networks: Sequence[NoiseNetwork], steps: int, device: torch.device, condition: Tensor | None
-) -> list[Modulation]:
+def _modulations(network: NoiseNetwork, steps: int, device: torch.device, condition: Tensor | None) -> list[Modulation]:
     """The modulation of each step 1..steps. Without a condition it is shared by the samples, and one product a layer
-    makes it for all steps of a shared network; with one, it is made for each step and sample."""
+    makes it for all steps; with one, it is made for each step and sample."""
     s = torch.arange(1, steps + 1, device=device)
-    if condition is not None or len(networks) > 1:
-        owners = [networks[0 if len(networks) == 1 else i] for i in range(steps)]
-        rows = [network.modulation(s[i : i + 1], condition) for i, network in enumerate(owners)]
-        return rows if condition is not None else [step_modulations(row)[0] for row in rows]
-    return step_modulations(networks[0].modulation(s))
+    if condition is None:
+        return step_modulations(network.modulation(s))
+    return [network.modulation(step, condition) for step in s.split(1)]
 
 
 def random_noise(like: Tensor, generator: torch.Generator | None) -> Noise:

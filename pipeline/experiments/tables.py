@@ -118,8 +118,6 @@ SYSTEMS: dict[str, System] = {
     **{f"condition-{name}": _dits(condition=name) for name in ("t", "v", "tv")},
     "gap-t-v": _dits(gap="t-v"),
     **{name: system for name, system, _ in _OPEN if name != "dits"},
-    "dits-step-loss": _dits(step_loss=0.5),
-    "dits-untied": _dits(tied=False),
     "xpool-dropout": System({"head": "xpool", "dropout": 0.3}),
     "xpool-dropout-video": System({"head": "xpool", "dropout": 0.3, "dropout_per": "video"}),
 }
@@ -262,14 +260,6 @@ TABLES: dict[str, Table] = {
             Row("residual MLP aligner, unit-length start", "mlp-unit"),
             Row("T-MASS (stochastic text)", "tmass"),
             Row("DITS, T' = 1", "dits-1"),
-        ),
-    ),
-    "steps": Table(
-        "What was tried to make ten steps earn their cost",
-        (
-            Row("DITS, T' = 10", "dits"),
-            Row("DITS, T' = 10, loss at every step", "dits-step-loss"),
-            Row("DITS, T' = 10, a network a step", "dits-untied"),
         ),
     ),
     "distill": Table(

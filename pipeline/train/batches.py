@@ -21,14 +21,13 @@ HOLD_OUT = 0.1  # of the training videos, where a data set brings no validation 
 
 @dataclass(frozen=True)
 class PairData:
-    """Pairs of one split: text_embeds (T, D), frame_embeds (V, F, D) (may be a map of a file), frame_mask (V, F),
-    text_to_video (T,), sentence (T,): equal numbers for equal sentences."""
+    """The caption-video pairs of one split."""
 
-    text_embeds: np.ndarray
-    frame_embeds: np.ndarray
-    frame_mask: np.ndarray
-    text_to_video: np.ndarray
-    sentence: np.ndarray
+    text_embeds: np.ndarray  # (T, D)
+    frame_embeds: np.ndarray  # (V, F, D), may be a map of a file
+    frame_mask: np.ndarray  # (V, F) bool
+    text_to_video: np.ndarray  # (T,) row of each text's video
+    sentence: np.ndarray  # (T,) equal numbers for equal sentences
 
     @classmethod
     def of(cls, videos: VideoFeatures, texts: TextFeatures) -> "PairData":
@@ -46,8 +45,11 @@ class PairData:
 
 
 class BatchSource:
-    """Hands out batches on one device. The features are read into its memory once, in order, if they take at most
-    `resident_fraction` of what is free there; otherwise they stay mapped from disk and travel by batch."""
+    """Batches on one device.
+
+    The features are read into its memory once, in order, if they take at most `resident_fraction` of the `free_bytes`
+    there; otherwise they stay mapped from disk and are copied batch by batch.
+    """
 
     def __init__(self, data: PairData, device: torch.device, free_bytes: int, resident_fraction: float = 0.5):
         self.device = device
@@ -64,8 +66,12 @@ class BatchSource:
         return map(self.batch, batches)
 
     def batch(self, pairs: np.ndarray) -> dict[str, Tensor]:
-        """B pairs, given as rows of texts: text_embeds (B, D) and frame_embeds (B, F, D) in float32, frame_mask (B, F),
-        positives (B, B): True where text i describes video j, because the video or the sentence is the same."""
+        """Gather B pairs, given as rows of texts.
+
+        Returns:
+            text_embeds (B, D) and frame_embeds (B, F, D) in float32, frame_mask (B, F), and positives (B, B): True
+            where text i describes video j, because the video or the sentence is the same.
+        """
         video = self._video[pairs]
         if isinstance(self._frames, Tensor):
             frames = self._frames[torch.from_numpy(video).to(self.device)]
@@ -88,9 +94,9 @@ def positives(video: np.ndarray, sentence: np.ndarray) -> Tensor:
 def epoch_batches(
     pairs: int, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1
 ) -> list[np.ndarray]:
-    """Each epoch visits every pair once, in an order that (seed, epoch) decides; the last, incomplete batch is
-    dropped (its contrastive loss would have fewer negatives), unless it is the only one.
+    """Shuffle the rows 0 to pairs - 1 by (seed, epoch) and cut them into batches.
 
+    The last, incomplete batch is dropped (its contrastive loss would have fewer negatives), unless it is the only one.
     Over several devices, each step's `batch_size * world` pairs are dealt out: device r takes the r-th part.
     """
     order = np.random.default_rng([seed, epoch]).permutation(pairs)
@@ -105,10 +111,10 @@ Split = tuple[VideoFeatures, TextFeatures]
 
 
 def training_features(store: FeatureStore, seed: int) -> tuple[Split, Split, str]:
-    """(train, validation, what the validation split is). The test split is never read.
+    """Choose the training and the validation split: (train, validation, what the validation split is).
 
-    A data set without captions for validation has a tenth of its training videos held out, chosen by `seed`; then
-    there must be MIN_VIDEOS of them. Raises BadInput where too few videos have captions.
+    The test split is never read. A data set without captions for validation has a tenth of its training videos held
+    out, chosen by `seed`; then there must be MIN_VIDEOS of them. Raises BadInput where too few videos have captions.
     """
     videos, texts = store.videos("train", mmap=True), store.texts("train")
     captioned = np.array(sorted(set(texts.video_ids)))

@@ -46,19 +46,22 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The recipe. The defaults are the paper's for 512-d CLIP features (Section 4, implementation details).
-
-    lr: learning rate of the head. weight_decay: of matrices; biases, norms and scalars have none. warmup: the part of
-    all steps with linearly rising rate, before the cosine. clip_norm: bound on the norm of the whole gradient.
-    """
+    """The recipe. The defaults are the paper's for 512-d CLIP features (Section 4, implementation details)."""
 
     lr: float = 3e-5
+    """Learning rate of the head."""
     epochs: int = 5
+    """Passes over all captions of the training split."""
     batch_size: int = 32
+    """Caption-video pairs a step, on each device."""
     weight_decay: float = 0.2
+    """Of matrices; biases, norms and scalars have none."""
     warmup: float = 0.1
+    """The part of all steps with linearly rising rate, before the cosine."""
     clip_norm: float = 1.0
+    """Bound on the norm of the whole gradient."""
     seed: int = 24
+    """Decides the head's start, the batches and all noise."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "epochs", "batch_size", "clip_norm"):
@@ -104,11 +107,21 @@ def train(
 ) -> "RunState":
     """Train `model` and leave it with the weights of its best epoch.
 
-    model: has `training_loss(**batch) -> (loss, {name: float})` for the source's batches. identity: everything that
-    makes this run what it is (head, encoder, settings); a run folder begun with another raises FingerprintMismatch.
-    validate: gives {"R@1": %, "MnR": mean rank, ...} on the validation split, never on the test split; the best epoch
-    has the highest R@1, the lower mean rank deciding between equals. Raises RuntimeError when the gradient is no longer
-    finite.
+    Args:
+        model: Has `training_loss(**batch) -> (loss, {name: float})` for the source's batches.
+        groups: AdamW's parameter groups, each with an `lr_scale` on the learning rate.
+        run_dir: Where the state for resume, metrics and, through `fabric`, TensorBoard events go.
+        identity: Everything that makes this run what it is (head, encoder, settings).
+        validate: Gives {"R@1": %, "MnR": mean rank, ...} on the validation split, never on the test split; the best
+            epoch has the highest R@1, the lower mean rank deciding between equals.
+        fabric: A launched `lightning_fabric.Fabric`.
+
+    Returns:
+        The final state, with the history of validations and the best of them.
+
+    Raises:
+        FingerprintMismatch: `run_dir` holds an unfinished run of another identity.
+        RuntimeError: The gradient is no longer finite.
     """
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
     state = RunState.begin_or_resume(run_dir, identity, model, optimizer)

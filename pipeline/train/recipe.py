@@ -60,7 +60,7 @@ def head_config(
 
 def head_settings(options: Mapping[str, str]) -> dict[str, Any]:
     """`--set name=value` pairs, with the types of HeadConfig's fields. Raises BadInput for one that cannot be read."""
-    known = HeadConfig().to_dict()
+    known = HeadConfig.fields()
     for name in options:
         if name not in known or name in ("head", "dim"):
             raise BadInput(f"--set {name}", expected=", ".join(sorted({*known} - {"head", "dim"})), got=name)

@@ -74,7 +74,8 @@ def train_head(
         **task.identity(),
         "start_from": options.start_from,
     }
-    run = options.run or "-".join(filter(None, (config.head, task.label, fingerprint(identity)[:8])))
+    head_name = config.head.rpartition(":")[2]  # of a head from elsewhere, module:Class, the class
+    run = options.run or "-".join(filter(None, (head_name, task.label, fingerprint(identity)[:8])))
     run_dir = workspace.head_dir(chosen.dataset, run)
     if (run_dir / "config.json").exists():
         return _finished(run_dir, identity)

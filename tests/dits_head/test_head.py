@@ -26,10 +26,10 @@ SYSTEMS: dict[str, dict] = {
     "dits": {},
     "dits-linear": {"schedule": "linear", "noise_train": False, "normalise": True},
     "dits-literal": {"noise_eval": True},
-    "dits-untied-steps": {"tied": False, "step_loss": 1.0, "T_prime": 3},
+    "dits-3-steps": {"T_prime": 3},
     "dits-aligned-query": {"pool_query": "aligned"},
     "dits-t": {"condition": "t"},
-    "dits-v": {"condition": "v", "step_loss": 1.0},
+    "dits-v": {"condition": "v"},
     "dits-tv": {"condition": "tv", "noise_eval": True},
     "dits-t-v": {"gap": "t-v"},
     "tmass": {"head": "tmass", "num_frames": FRAMES},
@@ -132,7 +132,7 @@ def test_systems_that_need_the_video_against_a_loop_over_pairs(data: tuple[Tenso
     text, frames, mask = (x[:6] for x in data)
     for system in ("dits-v", "dits-tv", "dits-t-v"):
         head = make(system)
-        sims, walker = head.score(text, frames, mask), head.aligner
+        sims, sampler = head.score(text, frames, mask), head.aligner
         for i in range(6):
             for j in range(6):
                 t, v = text[i : i + 1], head.pooling(text[i : i + 1], frames[j : j + 1], mask[j : j + 1])[0]
@@ -140,7 +140,7 @@ def test_systems_that_need_the_video_against_a_loop_over_pairs(data: tuple[Tenso
                 start, still = (v, t) if system == "dits-t-v" else (t, v)
                 noise = keyed_noise(t, 24) if head.config.noise_eval else None
                 moved = truncated_sampler(
-                    start, walker.networks, walker.schedule, walker.T_prime, condition=condition, noise=noise
+                    start, sampler.network, sampler.schedule, head.config.steps, condition=condition, noise=noise
                 )[-1]
                 torch.testing.assert_close(sims[i, j], F.cosine_similarity(moved, still)[0], atol=1e-6, rtol=0)
 
@@ -164,7 +164,7 @@ def test_one_seed_one_training_step(system: str, data: tuple[Tensor, Tensor, Ten
     head, batch = make(system).train(), [x[:8] for x in data]
     losses = [head.training_loss(*batch, generator=torch.Generator().manual_seed(1)) for _ in range(2)]
     assert losses[0][0] == losses[1][0]
-    weights = {"steps": head.config.step_loss, "index": head.config.index_loss, "support": head.config.support}
+    weights = {"index": head.config.index_loss, "support": head.config.support}
     total = sum(weights.get(name, 1.0) * value for name, value in losses[0][1].items())
     assert losses[0][0].item() == pytest.approx(total, rel=1e-5)
     losses[0][0].backward()

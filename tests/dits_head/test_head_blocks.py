@@ -11,7 +11,6 @@ from head_helpers import scrambled
 from torch import Tensor, nn
 
 from dits_head.blocks import Block, NoiseNetwork, modulate, step_modulations, timestep_embedding
-from dits_head.deferred import SharedLinear, shared_uses
 
 D = 32
 
@@ -90,39 +89,3 @@ def test_timestep_embedding_is_dits_sinusoid() -> None:
     angle = 7 * math.exp(-math.log(10_000) * 5 / 128)
     assert embedding[1, 5].item() == pytest.approx(math.cos(angle), abs=1e-6)
     assert embedding[1, 128 + 5].item() == pytest.approx(math.sin(angle), abs=1e-6)
-
-
-@pytest.mark.parametrize("rows", [3, 300])
-def test_gathered_gradients_are_autograds(rows: int) -> None:
-    """A layer used several times in a chain, with few rows (one product) and many (formed on the way), twice over."""
-    layer, start = scrambled(SharedLinear(D, D), 0.1), torch.randn(rows, D, requires_grad=True)
-
-    def chain() -> Tensor:
-        x = start
-        for _ in range(4):
-            x = x + torch.tanh(layer(x))
-        return x.square().mean()
-
-    expected = torch.autograd.grad(chain(), [start, *layer.parameters()])
-    with shared_uses(layer):
-        loss = chain()
-    for _ in range(2):
-        got = torch.autograd.grad(loss, [start, *layer.parameters()], retain_graph=True)
-        for a, b in zip(got, expected, strict=True):
-            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
-
-
-def test_gathered_gradients_pass_a_frozen_layer() -> None:
-    layer, x = SharedLinear(D, D).requires_grad_(False), torch.randn(3, D, requires_grad=True)
-    with shared_uses(layer):
-        layer(x).sum().backward()
-    assert layer.weight.grad is None
-    torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(3, D))
-
-
-def test_outside_the_context_and_without_gradients_it_is_a_plain_layer() -> None:
-    layer, x = SharedLinear(D, D), torch.randn(3, D)
-    expected = F.linear(x, layer.weight, layer.bias)
-    assert torch.equal(layer(x), expected)
-    with torch.no_grad(), shared_uses(layer):
-        assert torch.equal(layer(x), expected)
