@@ -381,8 +381,8 @@ def index(
         python cli.py index --run zero-shot
     """
     from pipeline.resolve import choose_head, choose_store
-    from pipeline.retrieve.autotune import Need
-    from pipeline.retrieve.corpus import build_corpus_index, choose_spec
+    from pipeline.retrieve.autotune import Requirements
+    from pipeline.retrieve.corpus import autotune_spec, build_corpus_index
     from pipeline.retrieve.index import IndexSpec
 
     place = Workspace.locate(workspace)
@@ -393,8 +393,10 @@ def index(
         {"--recall, --memory, --latency-ms": by_need, "--factory, --search, --on-disk": factory or search_ or on_disk}
     )
     if by_need:
-        need = Need(0.95 if recall is None else recall, size_in_bytes(memory) if memory else None, latency_ms)
-        spec = choose_spec(chosen, head, need, gpu=gpu, say=say)
+        required = Requirements(
+            0.95 if recall is None else recall, size_in_bytes(memory) if memory else None, latency_ms
+        )
+        spec = autotune_spec(chosen, head, required, gpu=gpu, say=say)
     else:
         spec = IndexSpec(factory or "Flat", numbers(pairs(search_, "--search"), "--search"), on_disk=on_disk)
     result = build_corpus_index(place, chosen, head, spec, gpu=gpu, say=say)
@@ -495,12 +497,12 @@ def reindex(
     """
     from pipeline.commands.reindex import reindex as reindex_corpus
     from pipeline.retrieve.corpus import generations
-    from pipeline.retrieve.retriever import only_corpus
+    from pipeline.retrieve.retriever import latest_corpus
 
     more = "--corpus, --delete, --run"
     exclusive({"--list": list_, "--rollback": rollback, "--prune": prune, more: corpus or delete or run})
     place = Workspace.locate(workspace)
-    store = generations(place, name or only_corpus(place))
+    store = generations(place, name or latest_corpus(place))
     if store.current() is None:
         raise MissingData(f"no index of {name}", fix="run `python cli.py index` first")
     if list_:

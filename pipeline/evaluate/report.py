@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.metrics import Counts, query_ranks
 from pipeline.evaluate.plots import COLOURS, LINES, dress, histograms, panels
-from pipeline.retrieve.autotune import Row
+from pipeline.retrieve.autotune import OperatingPoint
 from pipeline.retrieve.scorer import RetrievalHead, Scorer
 from pipeline.stores.atomic import atomic_write
 from pipeline.stores.features import TextFeatures, VideoFeatures
@@ -48,7 +48,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Sample:
-    """A query, the rank (expected) of its right video, its best videos, and the right one if it is not among them."""
+    """A query, the rank (average over ties) of its right video, its best videos, and the right one if it is not among them."""
 
     caption_id: str
     caption: str
@@ -103,13 +103,13 @@ def write_report(
     title: str | None = None,
     samples: Sequence[Sample] = (),
     picture: Picture = lambda _id, _path: None,
-    trade_off: Sequence[Row] = (),
+    trade_off: Sequence[OperatingPoint] = (),
     gaps: Mapping[str, Mapping[str, NDArray[Any]]] | None = None,
 ) -> Path:
     """Write the page (atomically) and return its path.
 
-    ``gaps``: {what was measured: {"before": values (N,), "after": values}}, each drawn as a histogram (`gaps.gap`).
-    ``trade_off``: the rows of `choose`.
+    ``gaps``: {what was measured: {"before": values (N,), "after": values}}, each drawn as a histogram (`modality_gap.gap`).
+    ``trade_off``: the operating points of `autotune`.
     """
     metrics, protocol = evaluation.metrics, evaluation.metrics["protocol"]
     page = _template().render(
@@ -196,7 +196,7 @@ def _data_uri(image: bytes | None) -> str | None:
 
 
 def _charts(
-    evaluation: Evaluation, trade_off: Sequence[Row], gaps: Mapping[str, Mapping[str, NDArray[Any]]]
+    evaluation: Evaluation, trade_off: Sequence[OperatingPoint], gaps: Mapping[str, Mapping[str, NDArray[Any]]]
 ) -> list[Chart]:
     charts = [_recall_curves({"text to video": evaluation.t2v_counts, "video to text": evaluation.v2t_counts})]
     if evaluation.metrics["index"] is not None:
@@ -234,15 +234,15 @@ def _shortlist_curve(metrics: Mapping[str, Any]) -> Chart:
     return _chart(figure, "shortlist", "What a shortlist from the index keeps of the exhaustive result.")
 
 
-def _trade_off(rows: Sequence[Row]) -> Chart:
+def _trade_off(points: Sequence[OperatingPoint]) -> Chart:
     figure, axes = _axes("recall against exact search", "queries a second, in batches")
-    largest = max(row.bytes for row in rows)
-    for row in rows:
-        colour = COLOURS[1] if row.why else COLOURS[0]
-        axes.scatter(row.recall, row.queries_per_second, s=20 + 300 * row.bytes / largest, color=colour, alpha=0.5)
+    largest = max(point.bytes for point in points)
+    for point in points:
+        colour, area = COLOURS[1] if point.misses else COLOURS[0], 20 + 300 * point.bytes / largest
+        axes.scatter(point.recall, point.queries_per_second, s=area, color=colour, alpha=0.5)
         axes.annotate(
-            row.spec.factory,
-            (row.recall, row.queries_per_second),
+            point.spec.factory,
+            (point.recall, point.queries_per_second),
             fontsize=7,
             xytext=(4, 4),
             textcoords="offset points",

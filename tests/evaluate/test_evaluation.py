@@ -13,7 +13,7 @@ from pipeline.evaluate.index_loss import IndexedGallery
 from pipeline.evaluate.metrics import retrieval_metrics, video_to_text_metrics
 from pipeline.retrieve.index import IndexSpec
 from pipeline.retrieve.scorer import WORKSPACE, Scorer, bytes_beside, head_fingerprint
-from pipeline.retrieve.updates import Maker, build_index
+from pipeline.retrieve.updates import Provenance, build_index
 from pipeline.stores.features import text_to_video
 from pipeline.stores.generations import GenerationStore
 
@@ -173,8 +173,9 @@ def test_bad_input(tmp_path):
 def indexed(tmp_path, head, videos, spec=None):
     generations = GenerationStore(tmp_path / "index")
     vectors = head.pool_video(torch.from_numpy(np.array(videos.frame_embeds)), torch.from_numpy(videos.frame_mask))
-    maker = Maker(head_fingerprint(head), {"model": "toy"})
-    build_index(generations, videos.video_ids, videos.paths, vectors.numpy(), spec=spec or IndexSpec(), maker=maker)
+    made_with = Provenance(head_fingerprint(head), {"model": "toy"})
+    spec = spec or IndexSpec()
+    build_index(generations, videos.video_ids, videos.paths, vectors.numpy(), spec=spec, provenance=made_with)
     return generations
 
 
