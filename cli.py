@@ -407,7 +407,7 @@ def index(
 def evaluate(
     index: Annotated[bool, typer.Option("--index", help="Measure two-stage search through the index as well")] = False,
     split: Annotated[str | None, typer.Option(help="train, val or test [default: test, else everything]")] = None,
-    ties: Annotated[str, typer.Option(help="expected, optimistic, pessimistic, clip4clip or xpool")] = "expected",
+    ties: Annotated[str, typer.Option(help="average, optimistic, pessimistic, clip4clip or xpool")] = "average",
     memory_limit: Annotated[str, typer.Option(help="Bytes of memory, such as 2GB")] = "2GB",
     shortlist: Annotated[int, typer.Option(help="Candidates that the index hands to exact re-ranking")] = 50,
     dual_softmax: Annotated[bool, typer.Option("--dual-softmax", help="Add a row with dual softmax")] = False,
@@ -437,7 +437,7 @@ def evaluate(
     chosen = choose_store(place, dataset, encoder)
     head = choose_head(place, chosen, run, head_dir)
     post = [name for name, wanted in (("dual-softmax", dual_softmax), ("query-bank", query_bank)) if wanted]
-    options = Options(ties=ties, memory_limit=size_in_bytes(memory_limit), post=post, shortlist=shortlist)  # type: ignore[arg-type]
+    options = Options(ties=ties, memory_limit=size_in_bytes(memory_limit), normalisations=post, shortlist=shortlist)  # type: ignore[arg-type]
     evaluation, folder = evaluate_chosen(
         place, chosen, head, options, split=split, through_index=index, report=report, say=say
     )

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.evaluate.metrics import Counts, query_ranks
+from pipeline.evaluate.metrics import FIGURES, Counts, query_ranks
 from pipeline.evaluate.plots import COLOURS, LINES, dress, histograms, panels
 from pipeline.retrieve.autotune import OperatingPoint
 from pipeline.retrieve.scorer import RetrievalHead, Scorer
@@ -33,7 +33,6 @@ from pipeline.stores.atomic import atomic_write
 from pipeline.stores.features import TextFeatures, VideoFeatures
 
 Picture = Callable[[str, str], bytes | None]
-FIGURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,14 @@ class Shown:
 
 @dataclass(frozen=True)
 class Sample:
-    """A query, the rank (average over ties) of its right video, its best videos, and the right one if it is not among them."""
+    """A query and its best videos."""
 
     caption_id: str
     caption: str
     rank: float
+    """Of the right video, averaged over ties."""
     hits: list[Shown]
+    """The best videos, and the right one last if it is not among them."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,11 @@ def write_report(
 ) -> Path:
     """Write the page (atomically) and return its path.
 
-    ``gaps``: {what was measured: {"before": values (N,), "after": values}}, each drawn as a histogram (`modality_gap.gap`).
-    ``trade_off``: the operating points of `autotune`.
+    Args:
+        samples: queries to show, from `sample_queries`.
+        picture: (video_id, path) -> an encoded still (PNG or JPEG), or None.
+        trade_off: operating points of `autotune`.
+        gaps: {measure: {"before": values (N,), "after": values}}, drawn as histograms (`modality_gap.gap`).
     """
     metrics, protocol = evaluation.metrics, evaluation.metrics["protocol"]
     page = _template().render(

@@ -19,6 +19,7 @@ import numpy as np
 from dits_head.config import HeadConfig
 from pipeline.errors import BadInput, UserError
 from pipeline.evaluate.bootstrap import seeded_difference
+from pipeline.evaluate.metrics import FIGURES
 from pipeline.experiments.runs import (
     RunSpec,
     Tested,
@@ -29,7 +30,7 @@ from pipeline.experiments.runs import (
     system_settings,
     tested,
 )
-from pipeline.experiments.tables import FIGURES, TABLES, Column, Row, Table
+from pipeline.experiments.tables import TABLES, Column, Row, Table
 from pipeline.resolve import Chosen, split_label
 from pipeline.stores.atomic import atomic_write, write_json
 from pipeline.workspace import Workspace

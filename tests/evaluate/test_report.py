@@ -42,7 +42,7 @@ def page(tmp_path_factory):
     texts.captions[:] = [f"{caption} {NASTY}" for caption in texts.captions]
     vectors = head.pool_video(torch.from_numpy(videos.frame_embeds), torch.from_numpy(videos.frame_mask)).numpy()
     index = IndexedGallery(build(vectors, IndexSpec()), np.arange(50), 6400, {"spec": IndexSpec().to_dict()})
-    options = Options(resamples=20, shortlist=10, post=("dual-softmax",))
+    options = Options(resamples=20, shortlist=10, normalisations=("dual-softmax",))
     evaluation = evaluate(head, videos, texts, options, index=index, protocol={"split": "test", "label": "toy & co"})
     samples = sample_queries(head, evaluation, videos, texts, count=12, top=4)
     rows = autotune(vectors, np.arange(50), Requirements(recall=0.5), texts.text_embeds).points
