@@ -13,7 +13,7 @@ from pipeline.evaluate.index_loss import IndexedGallery
 from pipeline.evaluate.metrics import FIGURES
 from pipeline.evaluate.modality_gap import RelevantPairs
 from pipeline.evaluate.report import sample_queries, write_report
-from pipeline.resolve import Chosen, ChosenHead, split_label
+from pipeline.resolve import ResolvedHead, ResolvedStore, split_label
 from pipeline.retrieve.corpus import build_corpus_index, generations, locations, require_indexable
 from pipeline.retrieve.index import IndexSpec
 from pipeline.retrieve.scorer import head_fingerprint
@@ -28,8 +28,8 @@ Say = Callable[[str], None]
 
 def evaluate_chosen(
     workspace: Workspace,
-    chosen: Chosen,
-    head: ChosenHead,
+    chosen: ResolvedStore,
+    head: ResolvedHead,
     options: Options,
     *,
     split: str | None = None,
@@ -84,8 +84,8 @@ def evaluate_chosen(
 def save_report(
     path: Path,
     evaluation: Evaluation,
-    chosen: Chosen,
-    head: ChosenHead,
+    chosen: ResolvedStore,
+    head: ResolvedHead,
     videos: VideoFeatures,
     texts: TextFeatures,
 ) -> None:
@@ -104,7 +104,7 @@ def save_report(
 
 @contextmanager
 def gallery_index(
-    workspace: Workspace, chosen: Chosen, head: ChosenHead, videos: VideoFeatures, say: Say
+    workspace: Workspace, chosen: ResolvedStore, head: ResolvedHead, videos: VideoFeatures, say: Say
 ) -> Iterator[IndexedGallery]:
     """Open an index of the gallery for this head.
 
@@ -131,7 +131,7 @@ def gallery_index(
             yield replace(gallery, about=gallery.about | {"generation": "none: built for this evaluation alone"})
 
 
-def index_mismatch(live: Generation, chosen: Chosen, head: ChosenHead, videos: VideoFeatures) -> str:
+def index_mismatch(live: Generation, chosen: ResolvedStore, head: ResolvedHead, videos: VideoFeatures) -> str:
     """Why an index cannot serve this head on this gallery; empty if it can."""
     if (live.info["head"], live.info["encoder"]) != (head_fingerprint(head.head), chosen.store.settings):
         return "was made with another head or other features"
@@ -141,8 +141,8 @@ def index_mismatch(live: Generation, chosen: Chosen, head: ChosenHead, videos: V
 
 def protocol_card(
     workspace: Workspace,
-    chosen: Chosen,
-    head: ChosenHead,
+    chosen: ResolvedStore,
+    head: ResolvedHead,
     split: str | None,
     videos: VideoFeatures,
     texts: TextFeatures,

@@ -7,7 +7,7 @@ import numpy as np
 
 from dits_head.inference import align_texts, pool_videos
 from pipeline.errors import BadInput
-from pipeline.resolve import Chosen, ChosenHead, choose_head
+from pipeline.resolve import ResolvedHead, ResolvedStore, resolve_head
 from pipeline.retrieve.autotune import Requirements, autotune
 from pipeline.retrieve.index import IndexSpec, require_known
 from pipeline.retrieve.scorer import head_fingerprint
@@ -22,8 +22,8 @@ VERIFY_WITH = 200  # captions that a new index is verified with
 
 def build_corpus_index(
     workspace: Workspace,
-    chosen: Chosen,
-    head: ChosenHead,
+    chosen: ResolvedStore,
+    head: ResolvedHead,
     spec: IndexSpec,
     *,
     into: GenerationStore | None = None,
@@ -63,7 +63,7 @@ def build_corpus_index(
 
 
 def autotune_spec(
-    chosen: Chosen, head: ChosenHead, requirements: Requirements, *, gpu: bool = False, say: Say
+    chosen: ResolvedStore, head: ResolvedHead, requirements: Requirements, *, gpu: bool = False, say: Say
 ) -> IndexSpec:
     """The index type and search parameters that meet the requirements on a feature store's videos.
 
@@ -84,7 +84,7 @@ def generations(workspace: Workspace, corpus: str) -> GenerationStore:
     return GenerationStore(workspace.index_dir(corpus))
 
 
-def provenance(chosen: Chosen, head: ChosenHead) -> Provenance:
+def provenance(chosen: ResolvedStore, head: ResolvedHead) -> Provenance:
     """What an index of this store, made with this head, records about both."""
     origin = {"dataset": chosen.dataset, "encoder": chosen.encoder, "run": head.run}
     if head.head_dir:
@@ -92,13 +92,13 @@ def provenance(chosen: Chosen, head: ChosenHead) -> Provenance:
     return Provenance(head_fingerprint(head.head), chosen.store.settings, origin)
 
 
-def index_head(workspace: Workspace, chosen: Chosen, origin: Mapping[str, str]) -> ChosenHead:
+def index_head(workspace: Workspace, chosen: ResolvedStore, origin: Mapping[str, str]) -> ResolvedHead:
     """The head that an index was made with, found by the index's `origin`: a run, or a folder outside the workspace."""
     folder = origin.get("head_dir")
-    return choose_head(workspace, chosen, origin["run"], Path(folder) if folder else None)
+    return resolve_head(workspace, chosen, origin["run"], Path(folder) if folder else None)
 
 
-def require_indexable(head: ChosenHead) -> None:
+def require_indexable(head: ResolvedHead) -> None:
     """BadInput, with the reason, for a head that compares a text which depends on the video: no index can hold it."""
     if not head.head.indexable:
         raise BadInput(

@@ -2,7 +2,7 @@
 
 from pipeline.clip.stored import embed_queries
 from pipeline.errors import BadInput, MissingData
-from pipeline.resolve import choose_store
+from pipeline.resolve import resolve_store
 from pipeline.retrieve.corpus import generations, index_head
 from pipeline.retrieve.search import Hit, Searcher
 from pipeline.stores.features import FeatureStore
@@ -41,7 +41,7 @@ def open_searcher(workspace: Workspace, corpus: str | None = None) -> tuple[Sear
         raise MissingData(f"no index of {corpus}", fix="run `python cli.py index` first")
     with index.open() as live:
         origin = live.info["origin"]
-    chosen = choose_store(workspace, origin["dataset"], origin["encoder"])
+    chosen = resolve_store(workspace, origin["dataset"], origin["encoder"])
     head = index_head(workspace, chosen, origin)
     return Searcher(index, chosen.store.path, head.head), chosen.store
 
