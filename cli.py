@@ -400,8 +400,8 @@ def index(
         python cli.py index --run zero-shot
     """
     from pipeline.resolve import resolve_head, resolve_store
-    from pipeline.retrieve.autotune import Need
-    from pipeline.retrieve.corpus import build_corpus_index, choose_spec
+    from pipeline.retrieve.autotune import Requirements
+    from pipeline.retrieve.corpus import autotune_spec, build_corpus_index
     from pipeline.retrieve.index import IndexSpec
 
     place = Workspace.locate(workspace)
@@ -412,8 +412,10 @@ def index(
         {"--recall, --memory, --latency-ms": by_need, "--factory, --search, --on-disk": factory or search_ or on_disk}
     )
     if by_need:
-        need = Need(0.95 if recall is None else recall, size_in_bytes(memory) if memory else None, latency_ms)
-        spec = choose_spec(chosen, head, need, gpu=gpu)
+        required = Requirements(
+            0.95 if recall is None else recall, size_in_bytes(memory) if memory else None, latency_ms
+        )
+        spec = autotune_spec(chosen, head, required, gpu=gpu)
     else:
         spec = IndexSpec(factory or "Flat", numbers(pairs(search_, "--search"), "--search"), on_disk=on_disk)
     result = build_corpus_index(place, chosen, head, spec, gpu=gpu)
@@ -424,7 +426,7 @@ def index(
 def evaluate(
     index: Annotated[bool, typer.Option("--index", help="Measure two-stage search through the index as well")] = False,
     split: Annotated[str | None, typer.Option(help="train, val or test [default: test, else everything]")] = None,
-    ties: Annotated[str, typer.Option(help="expected, optimistic, pessimistic, clip4clip or xpool")] = "expected",
+    ties: Annotated[str, typer.Option(help="average, optimistic, pessimistic, clip4clip or xpool")] = "average",
     memory_limit: Annotated[str, typer.Option(help="Bytes of memory, such as 2GB")] = "2GB",
     shortlist: Annotated[int, typer.Option(help="Candidates that the index hands to exact re-ranking")] = 50,
     dual_softmax: Annotated[bool, typer.Option("--dual-softmax", help="Add a row with dual softmax")] = False,
@@ -454,7 +456,7 @@ def evaluate(
     chosen = resolve_store(place, dataset, encoder)
     head = resolve_head(place, chosen, run, head_dir)
     post = [name for name, wanted in (("dual-softmax", dual_softmax), ("query-bank", query_bank)) if wanted]
-    options = Options(ties=ties, memory_limit=size_in_bytes(memory_limit), post=post, shortlist=shortlist)  # type: ignore[arg-type]
+    options = Options(ties=ties, memory_limit=size_in_bytes(memory_limit), normalisations=post, shortlist=shortlist)  # type: ignore[arg-type]
     evaluation, folder = evaluate_chosen(place, chosen, head, options, split=split, through_index=index, report=report)
     card = evaluation.metrics["protocol"]
     heading = f"{card['dataset']}, split {card['split']}: {card['label'] or 'no published split'}"
@@ -512,12 +514,12 @@ def reindex(
     """
     from pipeline.commands.reindex import reindex as reindex_corpus
     from pipeline.retrieve.corpus import generations
-    from pipeline.retrieve.retriever import only_corpus
+    from pipeline.retrieve.retriever import latest_corpus
 
     more = "--corpus, --delete, --run"
     exclusive({"--list": list_, "--rollback": rollback, "--prune": prune, more: corpus or delete or run})
     place = Workspace.locate(workspace)
-    store = generations(place, name or only_corpus(place))
+    store = generations(place, name or latest_corpus(place))
     if store.current() is None:
         raise MissingData(f"no index of {name}", fix="run `python cli.py index` first")
     if list_:

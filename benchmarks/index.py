@@ -21,15 +21,13 @@ import faiss
 import numpy as np
 import torch
 
-from pipeline.evaluate.rank_counts import score_grid
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dits_head.config import HeadConfig
 from dits_head.head import build_head
 from dits_head.inference import pool_videos
 from pipeline.evaluate.index_loss import IndexedGallery, evaluate_index
-from pipeline.evaluate.rank_counts import best_videos
+from pipeline.evaluate.rank_counts import best_videos, score_grid
 from pipeline.retrieve.exact_search import normalised
 from pipeline.retrieve.index import IndexSpec, build, training_rows
 from pipeline.retrieve.scorer import Scorer

@@ -22,8 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluate.rank_counts import score_grid
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -50,6 +48,7 @@ def case(texts: int, videos: int, seed: int = 0):
 
 def ours(texts: int, videos: int):
     """Through the scorer that `evaluate` uses."""
+    from pipeline.evaluate.rank_counts import score_grid
     from pipeline.retrieve.scorer import Scorer
 
     head, text, frames = case(texts, videos)

@@ -15,9 +15,9 @@ from pipeline.datasets.manifests import folder_name
 from pipeline.extract.driver import extract
 from pipeline.extract.settings import settings_of
 from pipeline.resolve import resolve_head, resolve_store
-from pipeline.retrieve.corpus import generations, head_of, locations, maker, require_indexable
-from pipeline.retrieve.retriever import only_corpus
-from pipeline.retrieve.updates import Policy, Reindexed, reindex_vectors
+from pipeline.retrieve.corpus import generations, index_head, locations, provenance, require_indexable
+from pipeline.retrieve.retriever import latest_corpus
+from pipeline.retrieve.updates import Policy, Reindexed, update_index
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.manifest import Manifest, VideoEntry
 from pipeline.workspace import Workspace
@@ -41,11 +41,11 @@ def reindex(
     a folder that is given again: only a rollback, or a copy in another folder, brings it back.
     """
     files: Mapping[str, VideoEntry] = {}
-    name = name or only_corpus(workspace)
+    name = name or latest_corpus(workspace)
     with generations(workspace, name).open() as live:
         origin = live.info["origin"]
     chosen = resolve_store(workspace, origin["dataset"], origin["encoder"])
-    head = resolve_head(workspace, chosen, run) if run else head_of(workspace, chosen, origin)
+    head = resolve_head(workspace, chosen, run) if run else index_head(workspace, chosen, origin)
     require_indexable(head)
     if corpus is not None:
         files = corpus_files(corpus)
@@ -67,13 +67,13 @@ def reindex(
     def pool(ids: list[str]) -> np.ndarray:
         return pool_videos(head.head, videos.select(np.array([row[video_id] for video_id in ids], dtype=np.int64)))
 
-    return reindex_vectors(
+    return update_index(
         generations(workspace, name),
         add_ids=add,
         add_paths=[paths[row[video_id]] for video_id in add],
         delete=delete,
         pool=pool,
-        maker=maker(chosen, head),
+        provenance=provenance(chosen, head),
         policy=policy,
     )
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from pipeline.errors import BadInput, MissingData
 from pipeline.evaluate.bootstrap import intervals, paired_difference
 from pipeline.evaluate.index_loss import IndexedGallery, evaluate_index
-from pipeline.evaluate.metrics import TIES, Counts, Ties, query_ranks, summarise, tie_line
-from pipeline.evaluate.rank_counts import GridCounts, count_grid, score_grid
+from pipeline.evaluate.metrics import TIES, Counts, Ties, query_ranks, summarise, tie_line, tie_rule
+from pipeline.evaluate.rank_counts import RankCounts, ScoreGrid, count_ranks, score_grid
 from pipeline.evaluate.score_normalisation import dual_softmax, query_bank
 from pipeline.retrieve.scorer import DEFAULT_MEMORY, MB, RetrievalHead, Scorer, bytes_beside, head_fingerprint
 from pipeline.stores.atomic import read_json, write_json
@@ -35,37 +35,46 @@ CAPTION_RULE = "t2v: every caption is a query; v2t: the best of a video's own ca
 
 @dataclass(frozen=True)
 class Options:
-    """How to evaluate. ``post`` adds labelled rows: "dual-softmax", "query-bank" (needs ``bank`` texts)."""
+    """How to evaluate."""
 
-    ties: Ties = "expected"
+    ties: Ties = "average"
+    """Rank of a query that ties with wrong items, see `metrics.query_ranks`."""
     memory_limit: int = DEFAULT_MEMORY
+    """Bytes that scoring may take."""
     resamples: int = 2000
+    """Bootstrap resamples of the videos."""
     level: float = 0.95
+    """Nominal coverage of the intervals."""
     seed: int = 0
-    post: Sequence[str] = ()
+    """Seed of the resampling."""
+    normalisations: Sequence[str] = ()
+    """Rows of normalised scores to add: "dual-softmax", "query-bank" (needs texts of the training split)."""
     shortlist: int = 50
+    """Candidates that the index hands to exact re-ranking."""
 
     def __post_init__(self) -> None:
-        if self.ties not in TIES:
-            raise BadInput("unknown tie rule", expected=" | ".join(TIES), got=self.ties)
+        object.__setattr__(self, "ties", tie_rule(self.ties))  # resolves the alias
         if self.shortlist < 1:
             raise BadInput("--shortlist", expected="1 or more", got=self.shortlist)
-        if unknown := set(self.post) - {"dual-softmax", "query-bank"}:
+        if unknown := set(self.normalisations) - {"dual-softmax", "query-bank"}:
             raise BadInput("unknown normalisation", expected="dual-softmax | query-bank", got=", ".join(unknown))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that was measured. ``t2v_counts`` belongs to ``caption_ids`` / ``own_video`` (T,), ``v2t_counts`` to
-    ``captioned``."""
+    """The metrics, and the counts of every query that they were made from."""
 
     metrics: dict[str, Any]
     t2v_counts: Counts
     v2t_counts: Counts
     caption_ids: list[str]
+    """(T,) the queries of ``t2v_counts``."""
     own_video: list[str]
+    """(T,) their videos."""
     captioned: list[str]
-    lines: list[str] = field(default_factory=list)  # what a reader must be told: ties, memory
+    """The queries of ``v2t_counts``, video ids."""
+    lines: list[str] = field(default_factory=list)
+    """Notes for the reader: how many queries tie."""
 
     def contract(self) -> dict[str, Any]:
         """What `evaluate --json` prints."""
@@ -89,11 +98,19 @@ def evaluate(
     bank: TextFeatures | None = None,
     protocol: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Score every text with every video. ``protocol`` joins the card (split, label, selected_on, encoder fingerprint,
-    ...).
+    """Score every text with every video and summarise the ranks, within a memory limit.
 
-    Raises BadInput when there is nothing to evaluate or the memory limit is too small, MissingData when a text's
-    video is not in the gallery.
+    Args:
+        head: the model.
+        videos: the gallery, V of them.
+        texts: the queries, T of them; each one's video must be in the gallery.
+        index: measures two-stage search through it as well.
+        bank: texts of the training split, for query-bank normalisation.
+        protocol: what else the protocol says (split, label, selected_on, encoder fingerprint, ...).
+
+    Raises:
+        BadInput: nothing to evaluate, or the memory limit is too small.
+        MissingData: a text's video is not in the gallery.
     """
     options = options or Options()
     order, own = order_by_video(texts, videos)
@@ -103,12 +120,12 @@ def evaluate(
     needed = scorer.bytes_needed + beside
     log.info(f"exhaustive: {len(texts)} texts x {len(videos)} videos, needs {needed / MB:.0f} MB of memory")
     grid = score_grid(scorer, texts.text_embeds, own)
-    if options.post:  # later passes read the scores again
+    if options.normalisations:  # later passes read the scores again
         grid = grid.kept(options.memory_limit - needed)
-    counts = count_grid(grid)
+    counts = count_ranks(grid)
     lines = [line for line in (tie_line(counts.t2v, "t2v"), tie_line(counts.v2t, "v2t")) if line]
     metrics = _plain_rows(counts, own, options)
-    if options.post:
+    if options.normalisations:
         normalised = _normalised_rows(scorer, grid, counts, bank, options)
         metrics["normalised"] = {name: row | {"ties": options.ties} for name, row in normalised.items()}
     metrics["index"] = None
@@ -148,7 +165,7 @@ def order_by_video(texts: TextFeatures, videos: VideoFeatures) -> tuple[NDArray[
     return order, own[order]
 
 
-def _plain_rows(counts: GridCounts, own: NDArray[np.int64], options: Options) -> dict[str, Any]:
+def _plain_rows(counts: RankCounts, own: NDArray[np.int64], options: Options) -> dict[str, Any]:
     """Both directions, their intervals, every other tie rule, and the other caption rule where it makes a
     difference."""
     rows: dict[str, Any] = {
@@ -158,7 +175,7 @@ def _plain_rows(counts: GridCounts, own: NDArray[np.int64], options: Options) ->
     if counts.texts > len(counts.captioned):
         rows["v2t_group_max"] = summarise(counts.v2t_group_max, len(counts.captioned), options.ties)
     sampling = {"resamples": options.resamples, "level": options.level, "seed": options.seed}
-    rule: Ties = "expected" if options.ties == "clip4clip" else options.ties  # clip4clip has no rank a query
+    rule: Ties = "average" if options.ties == "clip4clip" else options.ties  # clip4clip has no rank a query
     rows["intervals"] = {
         "t2v": intervals(query_ranks(counts.t2v, rule), own, **sampling),  # type: ignore[arg-type]
         "v2t": intervals(query_ranks(counts.v2t, rule), counts.captioned, **sampling),  # type: ignore[arg-type]
@@ -168,28 +185,37 @@ def _plain_rows(counts: GridCounts, own: NDArray[np.int64], options: Options) ->
 
 
 def _normalised_rows(
-    scorer: Scorer, grid: Any, counts: GridCounts, bank: TextFeatures | None, options: Options
+    scorer: Scorer, grid: ScoreGrid, counts: RankCounts, bank: TextFeatures | None, options: Options
 ) -> dict[str, dict[str, Any]]:
     rows = {}
-    if "dual-softmax" in options.post:
-        t2v, v2t = count_grid(dual_softmax(grid, "texts")).t2v, count_grid(dual_softmax(grid, "videos")).v2t
+    if "dual-softmax" in options.normalisations:
+        t2v, v2t = count_ranks(dual_softmax(grid, "texts")).t2v, count_ranks(dual_softmax(grid, "videos")).v2t
         rows["t2v dual softmax (all test queries at once)"] = summarise(t2v, counts.videos, options.ties)
         rows["v2t dual softmax (all test videos at once)"] = summarise(v2t, counts.texts, options.ties)
-    if "query-bank" in options.post:
+    if "query-bank" in options.normalisations:
         if bank is None or not len(bank):
             raise BadInput("query-bank normalisation needs texts of the training split", got="none")
         bank_grid = score_grid(scorer, bank.text_embeds, np.zeros(len(bank), np.int64))
-        t2v = count_grid(query_bank(grid, bank_grid, counts.top)).t2v
+        t2v = count_ranks(query_bank(grid, bank_grid, counts.top)).t2v
         name = f"t2v query-bank normalisation (bank of {len(bank)} training texts)"
         rows[name] = summarise(t2v, counts.videos, options.ties)
     return rows
 
 
-def compare(a: Path, b: Path, *, ties: Ties = "expected", resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
-    """Paired differences b - a of two saved evaluations: {direction: {figure: {a, b, difference, interval}}}.
+def compare(a: Path, b: Path, *, ties: Ties = "average", resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """Paired differences b - a of two saved evaluations, with 95 % intervals over videos.
 
-    Both must have measured the same queries (BadInput otherwise), in whatever order.
+    Args:
+        a, b: folders that `Evaluation.save` wrote; the same queries, in whatever order.
+
+    Returns:
+        ``{"t2v" | "v2t": {figure: {"a", "b", "difference", "interval"}}, "protocol"}``.
+
+    Raises:
+        BadInput: other queries, or a tie rule without a single rank a query.
+        MissingData: no evaluation in a folder.
     """
+    ties = tie_rule(ties)
     if ties == "clip4clip":
         raise BadInput("clip4clip has no single rank a query", expected="another tie rule", got=ties)
     out: dict[str, Any] = {}

@@ -1,5 +1,5 @@
-"""What an index costs: shortlist recall, R@1 after re-ranking, queries per second and bytes, against exhaustive
-scores."""
+"""What two-stage search loses against exhaustive scoring, and what it costs: shortlist recall, R@1 after re-ranking,
+queries per second, bytes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ _ONE_BY_ONE = 50  # queries timed alone, as a person at a search box would send 
 
 @dataclass(frozen=True)
 class IndexedGallery:
-    """An index and where its videos stand in the evaluated gallery: ``rows`` (videos of the index,), -1 if outside."""
+    """An index and the gallery that it is evaluated on."""
 
     index: VectorIndex
     rows: NDArray[np.int64]
+    """Where each video of the index stands in the gallery; -1 outside it."""
     bytes: int
+    """Of the index's files."""
     about: dict[str, Any]
+    """Spec, counts and generation, for the report."""
 
     @classmethod
     def of(cls, generation: Generation, videos: VideoFeatures, head: Any) -> IndexedGallery:
@@ -50,15 +53,19 @@ class IndexedGallery:
 
 @dataclass(frozen=True)
 class IndexMeasurement:
-    """Percentages of T queries. ``kept[k]``: the exhaustive best video is among the first k; ``right[k]``: the right
-    one is; ``rerank[k]``: R@1 after exact re-ranking of the first k."""
+    """Two-stage search measured by shortlist length k; shares are percentages of T queries."""
 
     kept: dict[int, float]
+    """The exhaustive best video is among the first k."""
     right: dict[int, float]
+    """The right video is among the first k."""
     rerank: dict[int, float]
+    """R@1 after exact re-ranking of the first k."""
     shortlist: int
     queries_per_second: float
+    """In one batch."""
     latency_ms: float
+    """Of one query sent alone."""
     exact_scores_per_query: float
     bytes: int
     about: dict[str, Any]
@@ -99,8 +106,14 @@ def evaluate_index(
     *,
     shortlist: int = 50,
 ) -> IndexMeasurement:
-    """Measure two-stage search of texts (T, D) whose video is ``own`` (T,) and whose exhaustive best is ``best``
-    (T,)."""
+    """Measure two-stage search.
+
+    Args:
+        text_embeds: (T, D).
+        own: (T,) the right video of each text, a row of the gallery.
+        best: (T,) the video that exhaustive scoring puts first.
+        shortlist: candidates that the index hands to exact re-ranking.
+    """
     if shortlist < 1:
         raise BadInput("the shortlist must hold at least one video", got=shortlist)
     only = indexed.rows >= 0 if np.any(indexed.rows < 0) else None
@@ -132,7 +145,7 @@ def evaluate_index(
 
 
 def _rerank_r1(scores: NDArray[Any], candidates: NDArray[np.int64], own: NDArray[np.int64]) -> float:
-    """R@1 (expected rank) where only the shortlist is scored; a right video outside it cannot be found."""
+    """R@1 (average rank) where only the shortlist is scored; a right video outside it cannot be found."""
     hit = candidates == own[:, None]
     inside = hit.any(axis=1)
     place = hit.argmax(axis=1)

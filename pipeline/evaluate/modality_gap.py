@@ -28,16 +28,19 @@ PAPER = {"fix CLIP": {"L1": 23.76, "cosine": 0.122}, "joint": {"L1": 18.13, "cos
 
 @dataclass(frozen=True)
 class RelevantPairs:
-    """Caption i and its own video: the encoder's text, the text that is compared, v|t; (T, D) float32 each, raw."""
+    """Captions and their own videos; (T, D) float32 each, raw."""
 
     text: Vectors
+    """The encoder's text embedding."""
     aligned: Vectors
+    """The text that the head compares."""
     video: Vectors
+    """v|t, the video pooled for this text."""
 
     @classmethod
     def of(cls, head: RetrievalHead, videos: VideoFeatures, texts: TextFeatures) -> RelevantPairs:
         """Raises BadInput for a head whose compared text depends on the video."""
-        aligned, video = Scorer(head, videos).own_pairs(texts.text_embeds, text_to_video(texts, videos))
+        aligned, video = Scorer(head, videos).relevant_pairs(texts.text_embeds, text_to_video(texts, videos))
         return cls(texts.text_embeds.astype(np.float32), aligned, video)
 
     @property

@@ -1,11 +1,10 @@
-"""Ranks from score tiles, so that no (T, V) matrix need exist, with the same ranks as that matrix, bit for bit.
+"""Ranks of a (T, V) score matrix that is filled a block of columns at a time, the same ranks as the whole matrix's.
 
-A ``Grid`` cuts the matrix into tiles of a *fixed* size. A matrix product may round differently for other block
-shapes, so the tile size never depends on the memory at hand: the same tiles fill the full matrix (``full``) and the
-stream.
+A matrix product may round differently for other shapes, so scores are always computed in tiles of one fixed size,
+whatever the memory at hand: a block and the full matrix are filled with the same tiles, bit for bit. A block of
+columns (T, 256) holds all that a video's v2t rank needs; t2v counts add up over the blocks.
 
-The counts need every right score first. With the texts ordered by video, right scores stand in the tiles along the
-diagonal only: they are computed twice, all others once, and a tile is all that is held.
+Notation: T texts, V videos, C columns of a block.
 """
 
 from __future__ import annotations
@@ -17,9 +16,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dits_head.head import RetrievalHead
 from pipeline.errors import BadInput
-from pipeline.evaluate.metrics import Counts, Ints, count_rows, refuse_nan
+from pipeline.evaluate.metrics import (
+    Counts,
+    Ints,
+    count_rows,
+    count_v2t,
+    count_v2t_group_max,
+    joined_counts,
+    refuse_nan,
+)
 from pipeline.retrieve.scorer import Scorer
+from pipeline.stores.features import VideoFeatures
 
 TILE = 256  # texts and videos a tile; constant on purpose (see above)
 
@@ -27,16 +36,15 @@ Scores = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A (T, V) matrix of scores that is computed tile by tile.
-
-    ``score(texts, videos)`` returns the scores of two index slices, whose starts are multiples of ``tile``. Rows are
-    texts ordered by video: ``text_to_video`` (T,) never decreases.
-    """
+class ScoreGrid:
+    """A (T, V) matrix of scores that is computed tile by tile, when it is asked for."""
 
     text_to_video: Ints
+    """(T,) the video of each text; texts are ordered by video, so it never decreases."""
     videos: int
+    """V."""
     score: Callable[[slice, slice], Scores]
+    """Scores of a slice of texts with a slice of videos, whose starts are multiples of `tile`."""
     tile: int = TILE
 
     def __post_init__(self) -> None:
@@ -47,30 +55,26 @@ class Grid:
     def texts(self) -> int:
         return len(self.text_to_video)
 
-    def slices(self, length: int) -> Iterator[slice]:
-        """The blocks of an axis."""
-        return (slice(start, min(start + self.tile, length)) for start in range(0, length, self.tile))
+    def fill(self, texts: slice, videos: slice) -> Scores:
+        """A part of the matrix, float32, whose bounds lie on tiles' edges. BadInput if a score is NaN."""
+        block = np.empty((texts.stop - texts.start, videos.stop - videos.start), np.float32)
+        for columns in _pieces(videos, self.tile):  # the outer loop, so that a scorer prepares each video once
+            for rows in _pieces(texts, self.tile):
+                tile = np.asarray(self.score(rows, columns), np.float32)
+                refuse_nan(tile, rows.start)
+                block[_moved(rows, texts.start), _moved(columns, videos.start)] = tile
+        return block
 
-    def tiles(self) -> Iterator[tuple[slice, slice, Scores]]:
-        """Every tile, one block of videos after the other (so that a block is prepared once)."""
-        for videos in self.slices(self.videos):
-            for texts in self.slices(self.texts):
-                yield texts, videos, self.checked_tile(texts, videos)
-
-    def checked_tile(self, texts: slice, videos: slice) -> Scores:
-        """One tile; BadInput if it holds a NaN."""
-        tile = np.asarray(self.score(texts, videos), np.float32)
-        refuse_nan(tile, texts.start)
-        return tile
+    def blocks(self) -> Iterator[tuple[slice, Scores]]:
+        """The matrix in blocks of columns (T, C): (videos, block)."""
+        for videos in _pieces(slice(0, self.videos), self.tile):
+            yield videos, self.fill(slice(0, self.texts), videos)
 
     def full(self) -> Scores:
-        """The whole matrix (T, V) float32, made of the same tiles."""
-        matrix = np.empty((self.texts, self.videos), np.float32)
-        for texts, videos, tile in self.tiles():
-            matrix[texts, videos] = tile
-        return matrix
+        """The whole matrix (T, V) float32."""
+        return self.fill(slice(0, self.texts), slice(0, self.videos))
 
-    def kept(self, limit: int) -> Grid:
+    def kept(self, limit: int) -> ScoreGrid:
         """The same grid, its scores computed once and held if they take at most ``limit`` bytes; else itself."""
         fits = 4 * self.texts * self.videos <= limit
         return grid_from_matrix(self.full(), self.text_to_video, self.tile) if fits else self
@@ -78,109 +82,94 @@ class Grid:
     def right_scores(self) -> Scores:
         """The score of each text with its own video (T,), from the tiles along the diagonal."""
         right = np.empty(self.texts, np.float32)
-        for videos in self.slices(self.videos):
-            first, last = np.searchsorted(self.text_to_video, [videos.start, videos.stop])
-            for texts in self.slices(self.texts):
-                rows = np.arange(max(first, texts.start), min(last, texts.stop))
-                if len(rows):
-                    tile = self.checked_tile(texts, videos)
-                    right[rows] = tile[rows - texts.start, self.text_to_video[rows] - videos.start]
+        for videos in _pieces(slice(0, self.videos), self.tile):
+            first, last = np.searchsorted(self.text_to_video, [videos.start, videos.stop]).tolist()
+            texts = slice(first // self.tile * self.tile, min(-(-last // self.tile) * self.tile, self.texts))
+            rows = np.arange(first, last)
+            block = self.fill(texts, videos)
+            right[rows] = block[rows - texts.start, self.text_to_video[rows] - videos.start]
         return right
 
 
-def score_grid(scorer: Scorer, text_embeds: NDArray[Any], text_to_video: NDArray[np.int64]) -> Grid:
-    """The (T, V) scores of texts (T, D), ordered by video, with the scorer's gallery, as tiles."""
+def score_grid(scorer: Scorer, text_embeds: NDArray[Any], text_to_video: NDArray[np.int64]) -> ScoreGrid:
+    """The scores of texts (T, D), ordered by video, with the scorer's gallery."""
     texts = scorer.texts(text_embeds)
-    return Grid(text_to_video, len(scorer.videos), lambda rows, columns: scorer.tile(texts, rows, columns))
+    return ScoreGrid(text_to_video, len(scorer.videos), lambda rows, columns: scorer.tile(texts, rows, columns))
 
 
-def grid_from_matrix(sims: Scores, text_to_video: Ints, tile: int = TILE) -> Grid:
-    """A grid over a matrix that exists (for tests, and for scores that come from elsewhere)."""
-    return Grid(text_to_video, sims.shape[1], lambda texts, videos: sims[texts, videos], tile)
+def grid_from_matrix(sims: Scores, text_to_video: Ints, tile: int = TILE) -> ScoreGrid:
+    """A grid over a matrix that exists."""
+    return ScoreGrid(text_to_video, sims.shape[1], lambda texts, videos: sims[texts, videos], tile)
 
 
 @dataclass(frozen=True)
-class GridCounts:
-    """Counts of every query. ``t2v`` has one a text; the others one a captioned video (``captioned``, ascending).
-
-    ``top`` (T,): the best video of each text, the first of those that tie.
-    """
+class RankCounts:
+    """Counts of every query of both directions."""
 
     t2v: Counts
+    """One query a text, (T,)."""
     v2t: Counts
+    """One query a captioned video: the best of its captions against all captions."""
     v2t_group_max: Counts
+    """The same queries; the gallery is one item a captioned video, the best of its captions."""
     captioned: Ints
+    """The captioned videos, ascending."""
     top: Ints
+    """(T,) the best video of each text, the first of those that tie."""
     texts: int
     videos: int
 
 
-def count_grid(grid: Grid) -> GridCounts:
-    """The counts of both directions in one pass over the tiles (and the diagonal once more).
+def count_ranks(grid: ScoreGrid) -> RankCounts:
+    """The counts of both directions in one pass over the matrix (and the tiles along its diagonal once more).
 
-    Holds one tile and one (captioned videos, tile) strip beside the (T,) counters.
+    Holds a block of columns (T, 256) float32 and temporaries of twice its size (`scorer.bytes_beside`).
     """
-    own = grid.text_to_video
-    right = grid.right_scores()
-    captioned, starts = np.unique(own, return_index=True)
-    best = np.maximum.reduceat(right, starts) if len(right) else right
-    best_place = _first_best(right, best, starts)
-    t2v, v2t = np.zeros((3, grid.texts), np.int64), np.zeros((3, len(captioned)), np.int64)
-    grouped: list[Counts] = []
-    top, top_score = np.zeros(grid.texts, np.int64), np.full(grid.texts, -np.inf, np.float32)
-    for videos in grid.slices(grid.videos):
-        of_block = np.flatnonzero((captioned >= videos.start) & (captioned < videos.stop))
-        strip = np.full((len(captioned), len(of_block)), -np.inf, np.float32)
-        for texts in grid.slices(grid.texts):
-            tile = grid.checked_tile(texts, videos)
-            t2v[:, texts] += _stack(count_rows(tile, right[texts], own[texts], videos.start))
-            _keep_best(top[texts], top_score[texts], tile, videos.start)
-            columns, mine = tile[:, captioned[of_block] - videos.start], own[texts, None] == captioned[of_block]
-            v2t[:, of_block] += _count_columns(columns, mine, best[of_block], best_place[of_block] - texts.start)
-            groups, firsts = np.unique(np.searchsorted(captioned, own[texts]), return_index=True)
-            strip[groups] = np.maximum(strip[groups], np.maximum.reduceat(columns, firsts, axis=0))
-        grouped.append(count_rows(strip.T, strip[of_block, np.arange(len(of_block))], of_block))
-    group_max = np.concatenate([_stack(counts) for counts in grouped], axis=1)
-    return GridCounts(Counts(*t2v), Counts(*v2t), Counts(*group_max), captioned, top, grid.texts, grid.videos)
+    own, right = grid.text_to_video, grid.right_scores()
+    t2v, best = np.zeros((3, grid.texts), np.int64), _Best(grid.texts)
+    v2t, group_max = [], []
+    for videos, block in grid.blocks():
+        counts = count_rows(block, right, own, videos.start)
+        t2v += np.stack([counts.better, counts.tied, counts.tied_before])
+        best.update(block, videos.start)
+        v2t.append(count_v2t(block, own, videos.start))
+        group_max.append(count_v2t_group_max(block, own, videos.start))
+    v2t_counts, grouped = joined_counts(v2t), joined_counts(group_max)
+    return RankCounts(Counts(*t2v), v2t_counts, grouped, np.unique(own), best.video, grid.texts, grid.videos)
 
 
-def best_videos(grid: Grid) -> Ints:
+def best_videos(grid: ScoreGrid) -> Ints:
     """The best video of each text (T,), the first of those that tie."""
-    top, top_score = np.zeros(grid.texts, np.int64), np.full(grid.texts, -np.inf, np.float32)
-    for texts, videos, tile in grid.tiles():
-        _keep_best(top[texts], top_score[texts], tile, videos.start)
-    return top
+    best = _Best(grid.texts)
+    for videos, block in grid.blocks():
+        best.update(block, videos.start)
+    return best.video
 
 
-def _keep_best(top: Ints, top_score: Scores, tile: Scores, start: int) -> None:
-    """Update the best column and its score of each row, in place, with a tile whose columns begin at ``start``."""
-    highest = tile.max(axis=1)
-    better = highest > top_score
-    top[better] = tile.argmax(axis=1)[better] + start
-    top_score[better] = highest[better]
+class _Best:
+    """The best column of each row so far, the first of those that tie."""
+
+    def __init__(self, rows: int) -> None:
+        self.video, self._score = np.zeros(rows, np.int64), np.full(rows, -np.inf, np.float32)
+
+    def update(self, block: Scores, start: int) -> None:
+        """Take in the columns from ``start`` on."""
+        place, score = block.argmax(axis=1), block.max(axis=1)
+        better = score > self._score
+        self.video[better], self._score[better] = place[better] + start, score[better]
 
 
-def _first_best(right: Scores, best: Scores, starts: Ints) -> Ints:
-    """The row of the first own caption that reaches the best score, for each captioned video."""
-    lengths = np.diff(np.append(starts, len(right)))
-    hits = np.flatnonzero(right == np.repeat(best, lengths))
-    return hits[np.searchsorted(hits, starts)]
-
-
-def _count_columns(columns: Scores, mine: NDArray[np.bool_], best: Scores, place: Ints) -> Ints:
-    """Counts (3, C) of the captions in ``columns`` (R, C) against each video's best own score (C,), which stands in row
-    ``place`` (C,). Own captions (``mine``) never tie."""
-    equal = (columns == best) & ~mine
-    before = equal & (np.arange(len(columns))[:, None] < place)
-    return np.array([np.count_nonzero(m, axis=0) for m in (columns > best, equal, before)], np.int64)
-
-
-def _stack(counts: Counts) -> Ints:
-    return np.stack([counts.better, counts.tied, counts.tied_before])
-
-
-def counts_of(head: Any, videos: Any, text_embeds: np.ndarray, own: np.ndarray) -> tuple[Any, np.ndarray]:
-    """GridCounts of texts (T, D) against a gallery, and `own` (T,), their videos' rows, in the order of the counts."""
-
+def counts_of(
+    head: RetrievalHead, videos: VideoFeatures, text_embeds: NDArray[Any], own: NDArray[np.int64]
+) -> tuple[RankCounts, NDArray[np.int64]]:
+    """Score texts (T, D) against a gallery: their counts, and `own` (T,), their videos' rows, in the counts' order."""
     order = np.argsort(own, kind="stable")
-    return count_grid(score_grid(Scorer(head, videos), text_embeds[order], own[order])), own[order]
+    return count_ranks(score_grid(Scorer(head, videos), text_embeds[order], own[order])), own[order]
+
+
+def _pieces(whole: slice, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, whole.stop)) for start in range(whole.start, whole.stop, size))
+
+
+def _moved(place: slice, origin: int) -> slice:
+    return slice(place.start - origin, place.stop - origin)

@@ -25,15 +25,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.evaluate.metrics import Counts, query_ranks
+from pipeline.evaluate.metrics import FIGURES, Counts, query_ranks
 from pipeline.evaluate.plots import COLOURS, LINES, dress, histograms, panels
-from pipeline.retrieve.autotune import Row
+from pipeline.retrieve.autotune import OperatingPoint
 from pipeline.retrieve.scorer import RetrievalHead, Scorer
 from pipeline.stores.atomic import atomic_write
 from pipeline.stores.features import TextFeatures, VideoFeatures
 
 Picture = Callable[[str, str], bytes | None]
-FIGURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,14 @@ class Shown:
 
 @dataclass(frozen=True)
 class Sample:
-    """A query, the rank (expected) of its right video, its best videos, and the right one if it is not among them."""
+    """A query and its best videos."""
 
     caption_id: str
     caption: str
     rank: float
+    """Of the right video, averaged over ties."""
     hits: list[Shown]
+    """The best videos, and the right one last if it is not among them."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,16 @@ def write_report(
     title: str | None = None,
     samples: Sequence[Sample] = (),
     picture: Picture = lambda _id, _path: None,
-    trade_off: Sequence[Row] = (),
+    trade_off: Sequence[OperatingPoint] = (),
     gaps: Mapping[str, Mapping[str, NDArray[Any]]] | None = None,
 ) -> Path:
     """Write the page (atomically) and return its path.
 
-    ``gaps``: {what was measured: {"before": values (N,), "after": values}}, each drawn as a histogram (`gaps.gap`).
-    ``trade_off``: the rows of `choose`.
+    Args:
+        samples: queries to show, from `sample_queries`.
+        picture: (video_id, path) -> an encoded still (PNG or JPEG), or None.
+        trade_off: operating points of `autotune`.
+        gaps: {measure: {"before": values (N,), "after": values}}, drawn as histograms (`modality_gap.gap`).
     """
     metrics, protocol = evaluation.metrics, evaluation.metrics["protocol"]
     page = _template().render(
@@ -196,7 +200,7 @@ def _data_uri(image: bytes | None) -> str | None:
 
 
 def _charts(
-    evaluation: Evaluation, trade_off: Sequence[Row], gaps: Mapping[str, Mapping[str, NDArray[Any]]]
+    evaluation: Evaluation, trade_off: Sequence[OperatingPoint], gaps: Mapping[str, Mapping[str, NDArray[Any]]]
 ) -> list[Chart]:
     charts = [_recall_curves({"text to video": evaluation.t2v_counts, "video to text": evaluation.v2t_counts})]
     if evaluation.metrics["index"] is not None:
@@ -234,15 +238,15 @@ def _shortlist_curve(metrics: Mapping[str, Any]) -> Chart:
     return _chart(figure, "shortlist", "What a shortlist from the index keeps of the exhaustive result.")
 
 
-def _trade_off(rows: Sequence[Row]) -> Chart:
+def _trade_off(points: Sequence[OperatingPoint]) -> Chart:
     figure, axes = _axes("recall against exact search", "queries a second, in batches")
-    largest = max(row.bytes for row in rows)
-    for row in rows:
-        colour = COLOURS[1] if row.why else COLOURS[0]
-        axes.scatter(row.recall, row.queries_per_second, s=20 + 300 * row.bytes / largest, color=colour, alpha=0.5)
+    largest = max(point.bytes for point in points)
+    for point in points:
+        colour, area = COLOURS[1] if point.misses else COLOURS[0], 20 + 300 * point.bytes / largest
+        axes.scatter(point.recall, point.queries_per_second, s=area, color=colour, alpha=0.5)
         axes.annotate(
-            row.spec.factory,
-            (row.recall, row.queries_per_second),
+            point.spec.factory,
+            (point.recall, point.queries_per_second),
             fontsize=7,
             xytext=(4, 4),
             textcoords="offset points",

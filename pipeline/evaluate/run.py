@@ -1,4 +1,4 @@
-"""Evaluate a head on a feature store of the workspace, exhaustively and through its index; keep figures and report."""
+"""Evaluate a head on a feature store of a workspace, exhaustively and through an index; save metrics and report."""
 
 import logging
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.errors import BadInput, MissingData
 from pipeline.evaluate.evaluation import Evaluation, Options, evaluate
 from pipeline.evaluate.index_loss import IndexedGallery
+from pipeline.evaluate.metrics import FIGURES
 from pipeline.evaluate.modality_gap import RelevantPairs
 from pipeline.evaluate.report import sample_queries, write_report
 from pipeline.resolve import ResolvedHead, ResolvedStore, split_label
@@ -24,7 +25,6 @@ from pipeline.video.thumbnail import thumbnail
 from pipeline.workspace import Workspace
 
 log = logging.getLogger(__name__)
-FIGURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
 
 def evaluate_chosen(
@@ -37,57 +37,87 @@ def evaluate_chosen(
     through_index: bool = False,
     report: bool = False,
 ) -> tuple[Evaluation, Path]:
-    """(what was measured, the folder it is kept in). Without a split: test, else everything that has captions."""
-    splits = chosen.store.splits()
+    """Evaluate a head on a split and save the result in the workspace's reports.
+
+    Args:
+        chosen: the feature store.
+        head: the head to evaluate.
+        options: tie rule, memory limit, bootstrap, normalisations, shortlist.
+        split: test by default; everything that has captions where there is no test split.
+        through_index: also measure what two-stage search loses.
+        report: write report.html too.
+
+    Returns:
+        The evaluation, and the folder that holds it.
+
+    Raises:
+        BadInput: an unknown split.
+        MissingData: the split has no captions.
+    """
+    store, splits = chosen.store, chosen.store.splits()
     split = split or ("test" if "test" in splits else None)
     if split is not None and split not in splits:
-        raise BadInput(f"no split {split!r} in {chosen.store.path}", expected=", ".join(splits), got=split)
-    videos, texts = chosen.store.videos(split, mmap=True), chosen.store.texts(split)
+        raise BadInput(f"no split {split!r} in {store.path}", expected=", ".join(splits), got=split)
+    videos, texts = store.videos(split, mmap=True), store.texts(split)
     if not len(texts):
         raise MissingData(
             f"{chosen.dataset} has no captions to evaluate with", fix="extract it with --captions FILE, or use search"
         )
-    with indexed_gallery(workspace, chosen, head, videos) if through_index else nullcontext() as index:
+    with gallery_index(workspace, chosen, head, videos) if through_index else nullcontext() as index:
         evaluation = evaluate(
             head.head,
             videos,
             texts,
             options,
             index=index,
-            bank=chosen.store.texts("train") if "train" in splits else None,
+            bank=store.texts("train") if "train" in splits else None,
             protocol=protocol_card(workspace, chosen, head, split, videos, texts),
         )
     folder = workspace.report_dir(chosen.dataset, head.run)
     evaluation.save(folder)
     if report:
-        samples = sample_queries(head.head, evaluation, videos, texts)
-        found = dict(zip(videos.video_ids, locations(chosen.store, videos.paths), strict=True))
-        aligns = head.head.indexable and head.head.config.aligns_text
-        gaps = RelevantPairs.of(head.head, videos, texts).histograms() if aligns else None
-        write_report(
-            folder / "report.html",
-            evaluation,
-            title=f"{chosen.dataset}: {head.run}",
-            samples=samples,
-            picture=lambda video_id, _: thumbnail(found[video_id]),
-            gaps=gaps,
-        )
+        save_report(folder / "report.html", evaluation, chosen, head, videos, texts)
     return evaluation, folder
 
 
+def save_report(
+    path: Path,
+    evaluation: Evaluation,
+    chosen: ResolvedStore,
+    head: ResolvedHead,
+    videos: VideoFeatures,
+    texts: TextFeatures,
+) -> None:
+    """Write report.html: stills of the sampled queries' videos, and the modality gap of a head that aligns text."""
+    files = dict(zip(videos.video_ids, locations(chosen.store, videos.paths), strict=True))
+    aligns = head.head.indexable and head.head.config.aligns_text
+    write_report(
+        path,
+        evaluation,
+        title=f"{chosen.dataset}: {head.run}",
+        samples=sample_queries(head.head, evaluation, videos, texts),
+        picture=lambda video_id, _: thumbnail(files[video_id]),
+        gaps=RelevantPairs.of(head.head, videos, texts).histograms() if aligns else None,
+    )
+
+
 @contextmanager
-def indexed_gallery(
+def gallery_index(
     workspace: Workspace, chosen: ResolvedStore, head: ResolvedHead, videos: VideoFeatures
 ) -> Iterator[IndexedGallery]:
-    """The live index (a new Flat one where there is none), if it is of this head and these features and holds all the
-    videos; else one of the same type for this evaluation alone: what `search` finds does not change."""
+    """Open an index of the gallery for this head.
+
+    That is the live index (a new Flat one where there is none) if it was made with this head and these features and
+    holds every video of the gallery. Otherwise a temporary one of the same type is built, and the live one stays as
+    it is, so that `search` finds what it found before.
+    """
     require_indexable(head)
     store = generations(workspace, chosen.dataset)
     if store.current() is None:
         log.info("no index yet: building an exact one (Flat)")
         build_corpus_index(workspace, chosen, head, IndexSpec())
     with store.open() as live:
-        if not (reason := unfit(live, chosen, head, videos)):
+        if not (reason := index_mismatch(live, chosen, head, videos)):
             yield IndexedGallery.of(live, videos, head.head)
             return
         spec = IndexSpec.from_dict(live.info["spec"])
@@ -100,8 +130,8 @@ def indexed_gallery(
             yield replace(gallery, about=gallery.about | {"generation": "none: built for this evaluation alone"})
 
 
-def unfit(live: Generation, chosen: ResolvedStore, head: ResolvedHead, videos: VideoFeatures) -> str:
-    """Why an index cannot be evaluated with this head on these videos, or nothing."""
+def index_mismatch(live: Generation, chosen: ResolvedStore, head: ResolvedHead, videos: VideoFeatures) -> str:
+    """Why an index cannot serve this head on this gallery; empty if it can."""
     if (live.info["head"], live.info["encoder"]) != (head_fingerprint(head.head), chosen.store.settings):
         return "was made with another head or other features"
     lacking = len(set(videos.video_ids).difference(live.rows().video_ids))
@@ -116,7 +146,7 @@ def protocol_card(
     videos: VideoFeatures,
     texts: TextFeatures,
 ) -> dict[str, Any]:
-    """What a reader must know to compare the numbers: data, split, selection, seed, fingerprints."""
+    """The protocol of an evaluation, what makes its numbers comparable: data, split, selection, seed, fingerprints."""
     path = workspace.manifest_path(chosen.dataset)
     data = read_manifest(path).protocol if path.exists() else {}
     return {
@@ -134,23 +164,24 @@ def protocol_card(
 
 
 def results_table(rows: list[dict[str, Any]]) -> str:
-    """Text for people: both directions, the gain over zero-shot with its interval, and search through the index."""
+    """Format results as text: both directions, the gain over zero-shot with its interval, and search by index.
+
+    Args:
+        rows: one a system: `Evaluation.contract()`, "system", and optionally "R@1 over zero-shot", a row of `compare`.
+    """
     lines = [f"{'':28}" + "".join(f"{name:>8}" for name in FIGURES)]
     for direction, title in (("t2v", "text to video"), ("v2t", "video to text")):
         lines.append(f"{title} ({rows[0][direction]['queries']} queries, {rows[0][direction]['gallery']} candidates)")
         lines += [f"  {row['system']:26}" + "".join(f"{row[direction][name]:8.1f}" for name in FIGURES) for row in rows]
-    gains = [(row["system"], row["R@1 over zero-shot"]) for row in rows if row.get("R@1 over zero-shot")]
-    if gains:
+    if gains := [(row["system"], row["R@1 over zero-shot"]) for row in rows if row.get("R@1 over zero-shot")]:
         lines.append("R@1 over zero-shot, text to video, with its 95 % interval over videos")
     for system, gain in gains:
         low, high = gain["interval"]
         lines.append(f"  {system:26}{gain['difference']:+8.1f}  [{low:+.1f}, {high:+.1f}]")
-    if rows[0]["index"]:
+    if indexed := [row for row in rows if row["index"]]:
         lines.append("search through the index, its candidates re-ranked exactly")
-    for row in rows:
+    for row in indexed:
         index = row["index"]
-        if not index:
-            continue
         lines.append(
             f"  {row['system']:26}R@1 {index['R@1']:.1f} (loss {index['loss']:+.2f}), "
             f"{index['queries_per_second']:.0f} queries/s, {index['bytes'] / 1e6:.1f} MB"

@@ -1,7 +1,7 @@
 """Normalised similarities: dual softmax and query-bank normalisation. Each is a row of its own, never the plain number.
 
 Both use more than the query at hand: dual softmax all test queries at once, query-bank normalisation a bank of training
-texts. They turn a grid into a grid, so they stream like the plain scores.
+texts. They turn a grid into a grid, so they are filled block by block like the plain scores.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluate.metrics import Ints
-from pipeline.evaluate.rank_counts import Grid, Scores, best_videos
+from pipeline.evaluate.rank_counts import ScoreGrid, Scores, best_videos
 
 DUAL_SOFTMAX_SCALE = 100.0  # CAMoE divides by a temperature of 0.01
 QUERY_BANK_BETA = 20.0  # QB-Norm's published value
 
 
-def dual_softmax(grid: Grid, over: Literal["texts", "videos"] = "texts", scale: float = DUAL_SOFTMAX_SCALE) -> Grid:
+def dual_softmax(
+    grid: ScoreGrid, over: Literal["texts", "videos"] = "texts", scale: float = DUAL_SOFTMAX_SCALE
+) -> ScoreGrid:
     """s * softmax(scale * s) over all texts (for text-to-video) or all videos (for video-to-text). CAMoE, 2021."""
     log_sum = log_sum_exp(grid, over, scale)
 
@@ -27,10 +29,10 @@ def dual_softmax(grid: Grid, over: Literal["texts", "videos"] = "texts", scale: 
         total = log_sum[None, videos] if over == "texts" else log_sum[texts, None]
         return tile * np.exp(scale * tile - total)
 
-    return Grid(grid.text_to_video, grid.videos, score, grid.tile)
+    return ScoreGrid(grid.text_to_video, grid.videos, score, grid.tile)
 
 
-def query_bank(grid: Grid, bank: Grid, top: Ints, beta: float = QUERY_BANK_BETA) -> Grid:
+def query_bank(grid: ScoreGrid, bank: ScoreGrid, top: Ints, beta: float = QUERY_BANK_BETA) -> ScoreGrid:
     """QB-Norm's dynamic inverted softmax (Bogolin et al., CVPR 2022): exp(beta * s) / sum over the bank of exp(beta *
     s).
 
@@ -46,18 +48,14 @@ def query_bank(grid: Grid, bank: Grid, top: Ints, beta: float = QUERY_BANK_BETA)
         tile = grid.score(texts, videos).astype(np.float64)
         return np.where(normalise[texts, None], np.exp(beta * tile - log_sum[None, videos]), tile)
 
-    return Grid(grid.text_to_video, grid.videos, score, grid.tile)
+    return ScoreGrid(grid.text_to_video, grid.videos, score, grid.tile)
 
 
-def log_sum_exp(grid: Grid, over: Literal["texts", "videos"], scale: float) -> NDArray[np.float64]:
-    """log sum exp(scale * s) over an axis, streamed with a running maximum: (V,) over texts, (T,) over videos."""
-    axis, length = (0, grid.videos) if over == "texts" else (1, grid.texts)
-    highest, total = np.full(length, -np.inf), np.zeros(length)
-    for texts, videos, tile in grid.tiles():
-        place = videos if over == "texts" else texts
-        scaled = scale * tile.astype(np.float64)
-        new = np.maximum(highest[place], scaled.max(axis=axis))
-        total[place] *= np.exp(highest[place] - new)
-        total[place] += np.exp(scaled - np.expand_dims(new, axis)).sum(axis=axis)
-        highest[place] = new
-    return highest + np.log(total)
+def log_sum_exp(grid: ScoreGrid, over: Literal["texts", "videos"], scale: float) -> NDArray[np.float64]:
+    """log sum exp(scale * s) over an axis: (V,) over texts, (T,) over videos."""
+    if over == "texts":
+        return np.concatenate([np.logaddexp.reduce(scale * block.astype(np.float64), 0) for _, block in grid.blocks()])
+    total = np.full(grid.texts, -np.inf)
+    for _, block in grid.blocks():
+        np.logaddexp(total, np.logaddexp.reduce(scale * block.astype(np.float64), 1), out=total)
+    return total

@@ -1,8 +1,8 @@
 """The paper's tables on any data set whose features exist: run what is missing, print the table in the paper's form.
 
-Each row is mean ± standard deviation over seeds, with the paired bootstrap interval of its difference in R@1 to the
-table's first row (videos are resampled, all seeds of a query together); the paper's own numbers stand beside ours where
-the data set and the backbone are the paper's. Markdown, CSV and JSON lie in reports/<dataset>/tables/<encoder>/, each
+Each row is mean ± standard deviation over seeds, with the interval of its difference in R@1 to the table's first row,
+which accounts for videos and seeds (`bootstrap.seeded_difference`); the paper's own numbers stand beside ours where the
+data set and the backbone are the paper's. Markdown, CSV and JSON lie in reports/<dataset>/tables/<encoder>/, each
 table as soon as its runs are done.
 """
 
@@ -17,7 +17,8 @@ import numpy as np
 
 from dits_head.config import HeadConfig
 from pipeline.errors import BadInput, UserError
-from pipeline.evaluate.bootstrap import paired_difference
+from pipeline.evaluate.bootstrap import seeded_difference
+from pipeline.evaluate.metrics import FIGURES
 from pipeline.experiments.runs import (
     RunSpec,
     Tested,
@@ -28,7 +29,7 @@ from pipeline.experiments.runs import (
     system_settings,
     tested,
 )
-from pipeline.experiments.tables import FIGURES, TABLES, Column, Row, Table
+from pipeline.experiments.tables import TABLES, Column, Row, Table
 from pipeline.progress import progress
 from pipeline.resolve import ResolvedStore, split_label
 from pipeline.stores.atomic import atomic_write, write_json
@@ -36,6 +37,10 @@ from pipeline.workspace import Workspace
 
 log = logging.getLogger(__name__)
 FIRST_SEED = 24  # the paper's
+SPREAD = (
+    "± is the standard deviation over seeds; of three seeds it is rough (95 %: the true one lies between half and six "
+    "times it). The interval accounts for videos and seeds; with one seed, for videos alone."
+)
 RESOURCES = {"train": "training", "test": "retrieval"}
 
 
@@ -143,11 +148,7 @@ def summarise_table(table: Table, results: dict[str, list[Tested]]) -> list[Line
     for row in table.rows:
         runs = results[row.system]
         values = {name: [run.metrics[name] for run in runs] for name in FIGURES}
-        paired = paired_difference(
-            np.concatenate([run.ranks for run in base]),
-            np.concatenate([run.ranks for run in runs]),
-            np.concatenate([run.clusters for run in base]),  # a video's queries of all seeds are drawn together
-        )["R@1"]
+        paired = seeded_difference([run.ranks for run in base], [run.ranks for run in runs], base[0].clusters)["R@1"]
         lines.append(
             Line(
                 row,
@@ -191,8 +192,8 @@ def as_markdown(table: Table, lines: list[Line], is_papers: bool, about: str) ->
         rows = [list(row) for row in zip(*rows, strict=True)]
     rows.insert(1, ["---", *["---:"] * (len(rows[0]) - 1)])
     text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    notes = f"\n\n{table.notes}" if table.notes else ""
-    return f"### {table.title}\n\n{about}\n\n{text}{notes}\n"
+    notes = "\n\n".join(note for note in (table.notes, SPREAD) if note)
+    return f"### {table.title}\n\n{about}\n\n{text}\n\n{notes}\n"
 
 
 def _write(out: Path, markdown: str, lines: list[Line]) -> None:

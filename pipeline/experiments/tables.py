@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dits_head.config import HeadConfig
+from pipeline.evaluate.metrics import FIGURES
 
 Figures = tuple[float, float, float, float, float]  # the five of FIGURES, text to video
-FIGURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
 
 @dataclass(frozen=True)

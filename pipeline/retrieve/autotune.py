@@ -1,11 +1,11 @@
-"""Index choice by need: the type and parameters that reach a recall within a memory and a latency, by measurement.
+"""Autotuning: the index type and search parameters that reach a recall within a memory and a latency, by measurement.
 
-Every type that may fit is built on all vectors; its search parameter is raised until half of the held-out queries
-reach the recall, and the other half gives the figures that are shown. Exact Flat is always in the race. Figures hold
-for this machine and as many threads as FAISS uses; what decides is the ratio within one run.
+Every type that may fit is built on all vectors. Its search parameter is raised until one half of the held-out queries
+reaches the recall; the other half gives the operating point that is shown. Exact search (Flat) always takes part.
+Figures hold for this machine and as many threads as FAISS uses; the decision rests on ratios within one run.
 
-    choice = choose(vectors, owners, Need(recall=0.99, memory_bytes=2_000_000_000), queries)
-    print(choice.table()); choice.spec
+    tuned = autotune(vectors, owners, Requirements(recall=0.99, memory_bytes=2_000_000_000), queries)
+    print(tuned.table()); tuned.spec
 """
 
 from __future__ import annotations
@@ -31,13 +31,17 @@ _LEAST_TIMED = 0.2  # seconds: shorter measurements are repeated
 
 
 @dataclass(frozen=True)
-class Need:
-    """What is asked: recall@k against exact search (0 to 1), bytes of the index, milliseconds of one query alone."""
+class Requirements:
+    """What an index must reach."""
 
     recall: float = 0.95
+    """Least recall@k against exact search, 0 to 1."""
     memory_bytes: int | None = None
+    """Most bytes of the index."""
     latency_ms: float | None = None
+    """Most milliseconds for a query sent alone; where given, latency decides instead of throughput."""
     k: int = 10
+    """Videos a query."""
 
     def __post_init__(self) -> None:
         if not 0 < self.recall <= 1 or self.k < 1:
@@ -46,70 +50,88 @@ class Need:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A type, the search settings to try (cheapest first), and its size by arithmetic, in bytes a vector."""
+    """An index type to try."""
 
     factory: str
     settings: tuple[dict[str, float], ...]
+    """Search parameters to try, the cheapest first."""
     vector_bytes: float
+    """Estimated bytes a vector."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the trade-off: measured on queries that were not tuned on. ``why``: what it misses, or nothing."""
+class OperatingPoint:
+    """A tuned index, measured on queries that it was not tuned on."""
 
     spec: IndexSpec
     recall: float
     bytes: int
     latency_ms: float
+    """Of one query sent alone."""
     queries_per_second: float
+    """In batches."""
     build_seconds: float
-    why: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return vars(self) | {"spec": self.spec.to_dict()}
+    misses: str
+    """Which requirements it misses; empty if none."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The chosen spec, and all that was measured (best throughput first, what fits before what does not)."""
+class Tuned:
+    """The chosen spec, and every operating point: those that meet the requirements first, the best of them ahead."""
 
     spec: IndexSpec
-    rows: list[Row]
+    points: list[OperatingPoint]
 
     def table(self) -> str:
-        return trade_off(self.rows, self.spec)
+        """The operating points as text, the chosen one marked with an arrow."""
+        heads = ("type", "search", "recall", "MB", "ms/query", "queries/s", "build s")
+        lines = ["   {:<31} {:<23} {:>6} {:>7} {:>9} {:>10} {:>8}".format(*heads)]
+        for point in self.points:
+            mark = "->" if point.spec == self.spec else "  "
+            setting = " ".join(f"{name}={value:g}" for name, value in point.spec.search.items())
+            figures = f"{point.recall:6.3f} {point.bytes / 1e6:7.1f} {point.latency_ms:9.2f}"
+            figures += f" {point.queries_per_second:10.0f} {point.build_seconds:8.1f}"
+            lines.append(f"{mark} {point.spec.factory:<31} {setting:<23} {figures}  {point.misses}".rstrip())
+        return "\n".join(lines)
 
 
-def choose(
+def autotune(
     vectors: NDArray[Any],
     owners: NDArray[np.int64],
-    need: Need,
+    requirements: Requirements,
     queries: NDArray[Any] | None = None,
     *,
     gpu: bool = False,
     seed: int = 24,
-) -> Choice:
-    """The fastest fitting index over vectors (R, D) of videos ``owners`` (R,): by single-query latency if that was
-    asked for, by throughput in batches otherwise. ``queries`` (Q, D): held out, aligned texts; stand-ins near the
-    vectors where left out.
+) -> Tuned:
+    """Find the fastest index that meets the requirements.
 
-    Raises UserError, with the closest misses, when nothing fits.
+    Args:
+        vectors: (R, D).
+        owners: (R,) the video of each vector.
+        requirements: recall, memory and latency to keep to.
+        queries: (Q, D) held-out aligned texts; stand-ins near the vectors where left out.
+        gpu: build on the GPU the types that faiss-gpu has.
+        seed: of the split of the queries, and of the stand-ins.
+
+    Raises:
+        UserError: no type meets the requirements; the message holds what each one missed.
     """
     queries = stand_in_queries(vectors, seed=seed) if queries is None else queries
     if len(queries) < 2:
         raise BadInput("choosing an index needs held-out queries", expected="at least 2", got=len(queries))
     order = np.random.default_rng(seed).permutation(len(queries))[:2000]
     tuning, shown = queries[order[::2]], queries[order[1::2]]
-    truths = [exact_search(vectors, owners, q, need.k)[1] for q in (tuning, shown)]
-    rows = []
+    truths = [exact_search(vectors, owners, q, requirements.k)[1] for q in (tuning, shown)]
+    points = []
     for candidate in candidates(*vectors.shape):
         size = candidate.vector_bytes * len(vectors)
-        if need.memory_bytes is not None and size > 1.1 * need.memory_bytes:
+        if requirements.memory_bytes is not None and size > 1.1 * requirements.memory_bytes:
             log.info(f"{candidate.factory}: about {size / 1e6:.0f} MB, over the limit: not built")
             continue
         log.info(f"{candidate.factory}: building and tuning")
-        rows.append(_measure(candidate, vectors, owners, need, (tuning, shown), truths, gpu=gpu))
-    return _pick(rows, need)
+        points.append(_measure(candidate, vectors, owners, requirements, (tuning, shown), truths, gpu=gpu))
+    return _pick(points, requirements)
 
 
 def candidates(count: int, dim: int) -> Iterator[Candidate]:
@@ -144,29 +166,16 @@ def stand_in_queries(vectors: NDArray[Any], count: int = 400, *, seed: int = 24)
     return base + 0.5 * lengths * noise
 
 
-def trade_off(rows: list[Row], chosen: IndexSpec | None = None) -> str:
-    """The trade-off as text; the chosen line is marked with an arrow."""
-    heads = ("type", "search", "recall", "MB", "ms/query", "queries/s", "build s")
-    lines = ["   {:<31} {:<23} {:>6} {:>7} {:>9} {:>10} {:>8}".format(*heads)]
-    for row in rows:
-        mark = "->" if row.spec == chosen else "  "
-        setting = " ".join(f"{name}={value:g}" for name, value in row.spec.search.items())
-        figures = f"{row.recall:6.3f} {row.bytes / 1e6:7.1f} {row.latency_ms:9.2f} {row.queries_per_second:10.0f}"
-        line = f"{mark} {row.spec.factory:<31} {setting:<23} {figures} {row.build_seconds:8.1f}  {row.why}"
-        lines.append(line.rstrip())
-    return "\n".join(lines)
-
-
 def _measure(
     candidate: Candidate,
     vectors: NDArray[Any],
     owners: NDArray[np.int64],
-    need: Need,
+    requirements: Requirements,
     queries: tuple[NDArray[Any], NDArray[Any]],
     truths: list[NDArray[np.int64]],
     *,
     gpu: bool,
-) -> Row:
+) -> OperatingPoint:
     """Build, raise the search setting until the tuning queries reach the recall, then measure on the other queries."""
     start = time.perf_counter()
     gpu = gpu and not candidate.factory.startswith(("HNSW",)) and "RaBitQ" not in candidate.factory
@@ -174,40 +183,44 @@ def _measure(
     seconds = time.perf_counter() - start
     for setting in candidate.settings:
         index = VectorIndex(index.index, owners, IndexSpec(candidate.factory, setting))
-        if mean_recall(index.search(queries[0], need.k)[1], truths[0]) >= need.recall:
+        if mean_recall(index.search(queries[0], requirements.k)[1], truths[0]) >= requirements.recall:
             break
-    recall = mean_recall(index.search(queries[1], need.k)[1], truths[1])
+    recall = mean_recall(index.search(queries[1], requirements.k)[1], truths[1])
     alone = [query[None] for query in queries[1][:_ONE_BY_ONE]]
-    latency = 1000 * _seconds(lambda: [index.search(query, need.k) for query in alone]) / len(alone)
-    throughput = len(queries[1]) / _seconds(lambda: index.search(queries[1], need.k))
+    latency = 1000 * _seconds(lambda: [index.search(query, requirements.k) for query in alone]) / len(alone)
+    throughput = len(queries[1]) / _seconds(lambda: index.search(queries[1], requirements.k))
     size = memory_bytes(index)
-    return Row(index.spec, recall, size, latency, throughput, seconds, _missed(need, recall, size, latency))
+    return OperatingPoint(
+        index.spec, recall, size, latency, throughput, seconds, _missed(requirements, recall, size, latency)
+    )
 
 
-def _missed(need: Need, recall: float, size: int, latency: float) -> str:
+def _missed(requirements: Requirements, recall: float, size: int, latency: float) -> str:
     misses = []
-    if recall < need.recall:
-        misses.append(f"recall < {need.recall:g}")
-    if need.memory_bytes is not None and size > need.memory_bytes:
-        misses.append(f"over {need.memory_bytes / 1e6:.0f} MB")
-    if need.latency_ms is not None and latency > need.latency_ms:
-        misses.append(f"slower than {need.latency_ms:g} ms")
+    if recall < requirements.recall:
+        misses.append(f"recall < {requirements.recall:g}")
+    if requirements.memory_bytes is not None and size > requirements.memory_bytes:
+        misses.append(f"over {requirements.memory_bytes / 1e6:.0f} MB")
+    if requirements.latency_ms is not None and latency > requirements.latency_ms:
+        misses.append(f"slower than {requirements.latency_ms:g} ms")
     return ", ".join(misses)
 
 
-def _pick(rows: list[Row], need: Need) -> Choice:
-    if not rows:
-        raise UserError("no index type fits in memory", expected=f"{(need.memory_bytes or 0) / 1e6:.0f} MB or less")
-    by_latency = need.latency_ms is not None
-    rows = sorted(rows, key=lambda r: (bool(r.why), r.latency_ms if by_latency else -r.queries_per_second))
-    if rows[0].why:
+def _pick(points: list[OperatingPoint], requirements: Requirements) -> Tuned:
+    if not points:
+        raise UserError(
+            "no index type fits in memory", expected=f"{(requirements.memory_bytes or 0) / 1e6:.0f} MB or less"
+        )
+    by_latency = requirements.latency_ms is not None
+    points = sorted(points, key=lambda r: (bool(r.misses), r.latency_ms if by_latency else -r.queries_per_second))
+    if points[0].misses:
         closest = "; ".join(
-            f"{r.spec.factory}: recall {r.recall:.3f}, {r.bytes / 1e6:.0f} MB, {r.latency_ms:.1f} ms ({r.why})"
-            for r in rows
+            f"{r.spec.factory}: recall {r.recall:.3f}, {r.bytes / 1e6:.0f} MB, {r.latency_ms:.1f} ms ({r.misses})"
+            for r in points
         )
         fix = "ask for less recall, or allow more memory or time"
         raise UserError("no index type fits the need", got=closest, fix=fix)
-    return Choice(rows[0].spec, rows)
+    return Tuned(points[0].spec, points)
 
 
 def _seconds(action: Callable[[], Any]) -> float:

@@ -1,4 +1,4 @@
-"""The index of a corpus: built from a feature store with a trained head, and found again by what it was made of."""
+"""The index of a corpus: building it from a feature store with a trained head, and reading back what made it."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,10 @@ import numpy as np
 from dits_head.inference import align_texts, pool_videos
 from pipeline.errors import BadInput
 from pipeline.resolve import ResolvedHead, ResolvedStore, resolve_head
-from pipeline.retrieve.autotune import Need, choose
+from pipeline.retrieve.autotune import Requirements, autotune
 from pipeline.retrieve.index import IndexSpec, require_known
 from pipeline.retrieve.scorer import head_fingerprint
-from pipeline.retrieve.updates import Maker, Reindexed, build_index
+from pipeline.retrieve.updates import Provenance, Reindexed, build_index
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.generations import GenerationStore
 from pipeline.workspace import Workspace
@@ -30,12 +30,24 @@ def build_corpus_index(
     into: GenerationStore | None = None,
     gpu: bool = False,
 ) -> Reindexed:
-    """Index every video of the data set with a head, those aside that were deleted from the index; verified with the
-    data set's captions where it has some. `into`: another place than the data set's index."""
+    """Index every video of a feature store, except those that were deleted from the index.
+
+    The new generation is verified with a sample of the data set's captions, where it has any, then goes live.
+
+    Args:
+        chosen: the feature store.
+        head: pools the videos, and aligns the captions that verify the index.
+        spec: index type and search parameters.
+        into: where generations are kept; the data set's own index by default.
+        gpu: train and fill the index on the GPU.
+
+    Raises:
+        BadInput: the head cannot be indexed, or FAISS does not know the spec.
+        RecallTooLow: the index does not find what exact search finds.
+    """
     require_indexable(head)
     require_known(spec, chosen.store.dim)
-    videos = chosen.store.videos(mmap=True)
-    texts = chosen.store.texts()
+    videos, texts = chosen.store.videos(mmap=True), chosen.store.texts()
     sample = np.random.default_rng(0).permutation(len(texts))[:VERIFY_WITH]
     return build_index(
         into or generations(workspace, chosen.dataset),
@@ -43,43 +55,50 @@ def build_corpus_index(
         locations(chosen.store, videos.paths),
         pool_videos(head.head, videos),
         spec=spec,
-        maker=maker(chosen, head),
+        provenance=provenance(chosen, head),
         queries=align_texts(head.head, texts.text_embeds[sample]) if len(texts) else None,
         gpu=gpu,
     )
 
 
-def choose_spec(chosen: ResolvedStore, head: ResolvedHead, need: Need, *, gpu: bool = False) -> IndexSpec:
-    """The index that fits a need, tuned on the data set's own captions; logs the trade-off."""
+def autotune_spec(
+    chosen: ResolvedStore, head: ResolvedHead, requirements: Requirements, *, gpu: bool = False
+) -> IndexSpec:
+    """The index type and search parameters that meet the requirements on a feature store's videos.
+
+    Tuned on the captions of the validation split, or on all where there is none; says the operating points measured.
+    """
     require_indexable(head)
     vectors = pool_videos(head.head, chosen.store.videos(mmap=True))
     texts = chosen.store.texts("val" if "val" in chosen.store.splits() else None)
     queries = align_texts(head.head, texts.text_embeds) if len(texts) > 1 else None
     owners = np.repeat(np.arange(len(vectors)), 1 if vectors.ndim == 2 else vectors.shape[1])
-    choice = choose(vectors.reshape(-1, vectors.shape[-1]), owners, need, queries, gpu=gpu)
-    log.info(choice.table())
-    return choice.spec
+    tuned = autotune(vectors.reshape(-1, vectors.shape[-1]), owners, requirements, queries, gpu=gpu)
+    log.info(tuned.table())
+    return tuned.spec
 
 
 def generations(workspace: Workspace, corpus: str) -> GenerationStore:
+    """The generations of a corpus's index."""
     return GenerationStore(workspace.index_dir(corpus))
 
 
-def maker(chosen: ResolvedStore, head: ResolvedHead) -> Maker:
+def provenance(chosen: ResolvedStore, head: ResolvedHead) -> Provenance:
+    """What an index of this store, made with this head, records about both."""
     origin = {"dataset": chosen.dataset, "encoder": chosen.encoder, "run": head.run}
     if head.head_dir:
         origin["head_dir"] = str(head.head_dir)
-    return Maker(head_fingerprint(head.head), chosen.store.settings, origin)
+    return Provenance(head_fingerprint(head.head), chosen.store.settings, origin)
 
 
-def head_of(workspace: Workspace, chosen: ResolvedStore, origin: Mapping[str, str]) -> ResolvedHead:
-    """The head that an index was made with, from the index's `origin`: a run, or a folder that the user named."""
+def index_head(workspace: Workspace, chosen: ResolvedStore, origin: Mapping[str, str]) -> ResolvedHead:
+    """The head that an index was made with, found by the index's `origin`: a run, or a folder outside the workspace."""
     folder = origin.get("head_dir")
     return resolve_head(workspace, chosen, origin["run"], Path(folder) if folder else None)
 
 
 def require_indexable(head: ResolvedHead) -> None:
-    """An index holds vectors that need no text; BadInput with the reason where the head's score needs the video."""
+    """BadInput, with the reason, for a head that compares a text which depends on the video: no index can hold it."""
     if not head.head.indexable:
         raise BadInput(
             f"{head.run} cannot be indexed: {head.head.config.needs_video}",
@@ -88,6 +107,6 @@ def require_indexable(head: ResolvedHead) -> None:
 
 
 def locations(store: FeatureStore, paths: Sequence[str]) -> list[str]:
-    """Where these files lie: absolute paths and URLs as they are, the others under the store's media root."""
+    """Resolve paths of a store: relative ones against its media root; absolute paths and URLs stay as they are."""
     root = store.media_root
     return [path if "://" in path or Path(path).is_absolute() else f"{root.rstrip('/')}/{path}" for path in paths]

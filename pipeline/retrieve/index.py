@@ -1,8 +1,8 @@
 """Vector indexes: the only module that calls FAISS.
 
 Vectors are unit length and compared by inner product (cosine). A FAISS index numbers its vectors 0, 1, 2, ... in the
-order of adding; ``owners`` says which video each belongs to (-1: deleted). So appending is plain ``add`` for every
-type, several vectors a video need no extra structure (a video's score is its best vector's), and deleting is a mask.
+order of adding; ``owners`` says which video each belongs to (-1: deleted). So several vectors a video need no extra
+structure (a video's score is its best vector's), and deleting is a mask.
 
 Notation: R vectors, D width, Q queries, k videos wanted.
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,20 +35,20 @@ _LISTS_FILE = "index.ivfdata"
 
 @dataclass(frozen=True)
 class IndexSpec:
-    """What to build and how to search it.
-
-    ``factory``: any FAISS factory string ("Flat", "HNSW32", "IVF1024,SQ8", "IVF256,PQ64,Refine(SQ8)", "RaBitQ", ...).
-    ``search``: FAISS parameter names -> values ("nprobe", "efSearch", "k_factor_rf", ...).
-    ``train_rows``: vectors sampled for training (0: enough for the type). ``block``: vectors added at a time.
-    ``on_disk``: keep inverted lists in a file of their own that is memory-mapped (IVF types only).
-    """
+    """What to build and how to search it."""
 
     factory: str = "Flat"
+    """FAISS factory string: "Flat", "HNSW32", "IVF1024,SQ8", "IVF256,PQ64,Refine(SQ8)", "RaBitQ", ..."""
     search: Mapping[str, float] = field(default_factory=dict)
+    """FAISS search parameters: "nprobe", "efSearch", "k_factor_rf", ..."""
     train_rows: int = 0
+    """Vectors sampled for training; 0: enough for the type (`training_rows`)."""
     block: int = 65536
+    """Vectors added at a time."""
     on_disk: bool = False
+    """Keep inverted lists in a memory-mapped file of their own (IVF types only)."""
     seed: int = 24
+    """Seed of the training sample."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"search": dict(self.search)}
@@ -81,10 +81,15 @@ class VectorIndex:
     def search(
         self, queries: NDArray[Any], k: int, *, only: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The k best videos of each query (Q, D): scores (Q, k) float32, descending, and videos (Q, k) int64.
+        """Find the k nearest videos of each query. A video with several vectors counts once, by its best.
 
-        A video with several vectors counts once, by its best. Where fewer than k are found the rest is -inf and -1.
-        ``only`` (videos,) bool restricts the search to some videos.
+        Args:
+            queries: (Q, D), any length.
+            k: videos a query.
+            only: (V,) restricts the search to some videos.
+
+        Returns:
+            Cosines (Q, k) float32, descending, and videos (Q, k) int64; -inf and -1 where fewer than k are found.
         """
         wanted = self._alive if only is None else self._alive & only[np.maximum(self.owners, 0)]
         fetch = min(k * self._several, len(self.owners))
@@ -100,23 +105,9 @@ class VectorIndex:
         return best_per_video(scores, videos, k)
 
     def add(self, vectors: NDArray[Any], owners: NDArray[np.int64]) -> VectorIndex:
-        """The index with more vectors (R', D) at its end. The FAISS object is shared with the old one, which is
-        spent."""
+        """Append vectors (R', D); ``owners`` (R + R',) of all. The FAISS object is shared: the old index is spent."""
         _add_blocks(self.index, vectors, self.spec.block)
-        return VectorIndex(self.index, np.concatenate([self.owners, owners]), self.spec)
-
-    def with_owners(self, owners: NDArray[np.int64]) -> VectorIndex:
-        """The same vectors with other owners (after deletions)."""
         return VectorIndex(self.index, owners, self.spec)
-
-    def can_mask(self) -> bool:
-        """Whether this type of index can leave deleted vectors out of a search."""
-        try:
-            selector = swig.IDSelectorBitmap(np.packbits(np.ones(len(self.owners), bool), bitorder="little"))
-            self.index.search(np.ones((1, self.dim), np.float32), 1, params=_masked(self.index, selector))
-        except RuntimeError:  # FAISS: "search params not supported for this index"
-            return False
-        return True
 
     def write(self, folder: Path) -> None:
         """index.faiss into a folder (and index.ivfdata beside it where the lists live on disk)."""
@@ -145,11 +136,17 @@ def build(
     gpu: bool = False,
     folder: Path | None = None,
 ) -> VectorIndex:
-    """Train on a sample and add vectors (R, D), any float type or memory map, block by block.
+    """Train on a sample of the vectors, then add them block by block.
 
-    ``owners`` (R,): one video a vector where left out. ``gpu``: train and add on the GPUs that faiss-gpu sees (refused
-    if there is none). ``folder`` is where an ``on_disk`` index puts its lists. BadInput for a bad factory string, too
-    few vectors, or vectors of length zero.
+    Args:
+        vectors: (R, D), any float type, in memory or mapped.
+        spec: index type and search parameters.
+        owners: (R,) the video of each vector, -1 if deleted; one video a vector where left out.
+        gpu: train and add on all GPUs that faiss-gpu sees.
+        folder: where an ``on_disk`` index puts its lists.
+
+    Raises:
+        BadInput: a bad factory string, too few vectors, a vector of length zero, or ``gpu`` without one.
     """
     owners = np.arange(len(vectors), dtype=np.int64) if owners is None else owners
     index = new_index(spec.factory, vectors.shape[1])
@@ -158,7 +155,7 @@ def build(
         sample = _training_sample(vectors, spec)
         log.info(f"training {spec.factory} on {len(sample)} of {len(vectors)} vectors")
         index = place(index)
-        _try(lambda: index.train(sample), spec.factory)
+        _call_faiss(lambda: index.train(sample), spec.factory)
         index = back(index)
     if spec.on_disk:
         index = _fill_on_disk(index, vectors, spec, folder)
@@ -171,7 +168,7 @@ def build(
 
 def new_index(factory: str, dim: int) -> Any:
     """An empty FAISS index of a factory string, by inner product. BadInput if FAISS does not know it."""
-    index = _try(lambda: faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT), factory)
+    index = _call_faiss(lambda: faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT), factory)
     for part in _nested(index):
         if hasattr(part, "do_polysemous_training"):  # minutes a training, for a filter that is never switched on here
             part.do_polysemous_training = False
@@ -181,28 +178,6 @@ def new_index(factory: str, dim: int) -> Any:
 def require_known(spec: IndexSpec, dim: int) -> None:
     """BadInput where FAISS does not know the factory string or one of the search parameters, before any work."""
     _set_parameters(new_index(spec.factory, dim), spec.search)
-
-
-def merge(parts: Sequence[VectorIndex]) -> VectorIndex:
-    """One index from shards that were trained alike (``VectorIndex`` of IVF types, or Flat); the parts are spent.
-
-    The owners of all parts must point into the same list of videos.
-    """
-    first, *others = parts
-    for other in others:
-        _try(lambda other=other: first.index.check_compatible_for_merge(other.index), first.spec.factory)  # type: ignore[misc]
-        first.index.merge_from(other.index, first.index.ntotal if _ivf(first.index) else 0)
-    return VectorIndex(first.index, np.concatenate([part.owners for part in parts]), first.spec)
-
-
-def search_shards(
-    shards: Sequence[VectorIndex], queries: NDArray[Any], k: int
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The k best over several indexes, whose owners point into one list of videos; the same as one merged index."""
-    found = [shard.search(queries, k) for shard in shards]
-    scores, videos = np.concatenate([f[0] for f in found], axis=1), np.concatenate([f[1] for f in found], axis=1)
-    order = np.argsort(-scores, axis=1, kind="stable")
-    return best_per_video(np.take_along_axis(scores, order, 1), np.take_along_axis(videos, order, 1), k)
 
 
 def needs_training(factory: str, dim: int) -> bool:
@@ -279,7 +254,7 @@ def _masked(index: Any, selector: Any) -> Any:
 
 def _set_parameters(index: Any, search: Mapping[str, float]) -> None:
     for name, value in search.items():
-        _try(lambda name=name, value=value: faiss.ParameterSpace().set_index_parameter(index, name, value), name)  # type: ignore[misc]
+        _call_faiss(lambda name=name, value=value: faiss.ParameterSpace().set_index_parameter(index, name, value), name)  # type: ignore[misc]
 
 
 def _nested(index: Any) -> Iterator[Any]:
@@ -308,8 +283,8 @@ def _gpu_hooks() -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     return faiss.index_cpu_to_all_gpus, faiss.index_gpu_to_cpu
 
 
-def _try(action: Callable[[], Any], what: str) -> Any:
-    """FAISS says what is wrong in a RuntimeError of several lines; the user gets one."""
+def _call_faiss(action: Callable[[], Any], what: str) -> Any:
+    """Run an action; turn FAISS's RuntimeError of several lines into a BadInput of one."""
     try:
         return action()
     except RuntimeError as error:

@@ -1,6 +1,6 @@
 """Exact scores of a trained head on cached frames: tiles for exhaustive evaluation, pairs for re-ranking a shortlist.
 
-The only module of this stage that knows ``dits_head``. A ``Scorer`` holds a gallery's frames (memory-mapped if the
+A ``Scorer`` holds a gallery's frames (memory-mapped if the
 store gave a map) and prepares videos in blocks, as many at a time as ``memory_limit`` allows; the head computes the
 same bits for a pair whatever the block.
 
@@ -24,7 +24,7 @@ from pipeline.stores.features import VideoFeatures
 
 MB = 1_000_000
 DEFAULT_MEMORY = 2_000 * MB
-WORKSPACE = 96 * MB  # tiles, their coefficients and a strip of counters, whatever the block
+WORKSPACE = 96 * MB  # a tile and its coefficients, whatever the block
 LEAST_BLOCK = 256
 
 
@@ -38,9 +38,9 @@ def head_fingerprint(head: RetrievalHead) -> str:
 
 
 def bytes_beside(texts: int, videos: int, dim: int) -> int:
-    """Bytes of an exhaustive evaluation that do not depend on the block: the texts (as given, sorted, aligned) and the
-    counters of every query."""
-    return 3 * 4 * texts * dim + 16 * 8 * (texts + videos) + 2 * 4 * LEAST_BLOCK * videos
+    """Bytes of an exhaustive evaluation beside the prepared videos: the texts (as given, sorted, aligned), the counters
+    of every query, and a block of scores (T, 256) with temporaries of twice its size."""
+    return 3 * 4 * texts * dim + 16 * 8 * (texts + videos) + 3 * 4 * LEAST_BLOCK * texts
 
 
 class Scorer:
@@ -82,11 +82,11 @@ class Scorer:
     # -- texts ---------------------------------------------------------------------------------------------------------
 
     def texts(self, text_embeds: NDArray[Any]) -> torch.Tensor:
-        """What scoring takes for texts (T, D): prepared once, whatever they are scored against."""
+        """Prepare texts (T, D) for scoring, once for whatever they are scored against."""
         return self.head.prepare_texts(self._tensor(text_embeds))
 
     def queries(self, texts: torch.Tensor) -> NDArray[np.float32]:
-        """Vectors (T, D) to search an index with, of prepared `texts`. BadInput for a head that no index can hold."""
+        """Index queries (T, D) of prepared `texts`: the aligned texts. BadInput for a head that no index can hold."""
         if reason := self.head.config.needs_video:
             raise BadInput(
                 f"no index can hold head {self.head.config.head!r}: {reason}", fix="evaluate without --index"
@@ -117,12 +117,17 @@ class Scorer:
         scores = self.head.score_pairs(texts, prepared[index]).cpu().numpy()
         return np.where(candidates >= 0, scores, -np.inf)
 
-    def own_pairs(
+    def relevant_pairs(
         self, text_embeds: NDArray[Any], own: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The compared text and v|t of each text (T, D) and its own video, row `own` (T,) of the gallery: (T, D) each.
+        """The two vectors that are compared for each text and its own video: the aligned text and v|t, (T, D) each.
 
-        BadInput for a head whose compared text depends on the video.
+        Args:
+            text_embeds: (T, D).
+            own: (T,) rows of the gallery.
+
+        Raises:
+            BadInput: the head's compared text depends on the video.
         """
         if reason := self.head.config.needs_video:
             raise BadInput(f"no gap of head {self.head.config.head!r}: {reason}", fix="choose another --run")

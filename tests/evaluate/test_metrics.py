@@ -18,9 +18,10 @@ from pipeline.evaluate.metrics import (
     count_v2t_group_max,
     query_ranks,
     retrieval_metrics,
+    tie_rule,
     video_to_text_metrics,
 )
-from pipeline.evaluate.rank_counts import count_grid, grid_from_matrix
+from pipeline.evaluate.rank_counts import count_ranks, grid_from_matrix
 
 settings.register_profile("retrieve", deadline=None, max_examples=60)
 settings.load_profile("retrieve")
@@ -62,7 +63,7 @@ def slow_summary(counts, ties):
         ranks += {
             "optimistic": [1 + better],
             "pessimistic": [1 + better + tied],
-            "expected": [1 + better + tied / 2],
+            "average": [1 + better + tied / 2],
             "xpool": [1 + better + before],
             "clip4clip": [1 + better + i for i in range(tied + 1)],
         }[ties]
@@ -80,6 +81,17 @@ def problems(draw):
     sims = np.array(draw(st.lists(values, min_size=texts * videos, max_size=texts * videos)), np.float32)
     own = draw(st.lists(st.integers(0, videos - 1), min_size=texts, max_size=texts))
     return sims.reshape(texts, videos), np.array(own)
+
+
+def test_expected_is_an_alias_of_average():
+    sims, own = np.array([[1.0, 1.0, 0.0]]), np.array([0])
+    assert (
+        retrieval_metrics(sims, own, ties="expected")
+        == retrieval_metrics(sims, own)
+        == retrieval_metrics(sims, own, ties="average")
+    )
+    assert retrieval_metrics(sims, own, ties="expected")["MnR"] == 1.5
+    assert tie_rule("expected") == "average"
 
 
 def triples(counts):
@@ -113,7 +125,7 @@ def test_streamed_counts_equal_the_matrix(problem, tile):
     sims, own = problem
     order = np.argsort(own, kind="stable")
     sims, own = sims[order], own[order]
-    counts = count_grid(grid_from_matrix(sims, own, tile))
+    counts = count_ranks(grid_from_matrix(sims, own, tile))
     assert triples(counts.t2v) == triples(count_t2v(sims, own)) == slow_t2v(sims, own)
     assert triples(counts.v2t) == triples(count_v2t(sims, own)) == slow_v2t(sims, own)
     assert triples(counts.v2t_group_max) == triples(count_v2t_group_max(sims, own)) == slow_group_max(sims, own)
@@ -161,7 +173,7 @@ def test_nan_is_refused_except_by_the_legacy_rule_that_drops_the_row():
     assert retrieval_metrics(padded, np.arange(4), ties="xpool")["queries"] == 3
     assert retrieval_metrics(padded, np.arange(4))["queries"] == 4
     with pytest.raises(BadInput, match="NaN in row 2"):
-        count_grid(grid_from_matrix(sims, np.arange(4), 2))
+        count_ranks(grid_from_matrix(sims, np.arange(4), 2))
 
 
 @pytest.mark.parametrize(

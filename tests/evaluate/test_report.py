@@ -17,7 +17,7 @@ from pipeline.evaluate.evaluation import Options, evaluate
 from pipeline.evaluate.index_loss import IndexedGallery
 from pipeline.evaluate.metrics import query_ranks
 from pipeline.evaluate.report import sample_queries, write_report
-from pipeline.retrieve.autotune import Need, choose
+from pipeline.retrieve.autotune import Requirements, autotune
 from pipeline.retrieve.index import IndexSpec, build
 from pipeline.retrieve.scorer import Scorer
 
@@ -42,10 +42,10 @@ def page(tmp_path_factory):
     texts.captions[:] = [f"{caption} {NASTY}" for caption in texts.captions]
     vectors = head.pool_video(torch.from_numpy(videos.frame_embeds), torch.from_numpy(videos.frame_mask)).numpy()
     index = IndexedGallery(build(vectors, IndexSpec()), np.arange(50), 6400, {"spec": IndexSpec().to_dict()})
-    options = Options(resamples=20, shortlist=10, post=("dual-softmax",))
+    options = Options(resamples=20, shortlist=10, normalisations=("dual-softmax",))
     evaluation = evaluate(head, videos, texts, options, index=index, protocol={"split": "test", "label": "toy & co"})
     samples = sample_queries(head, evaluation, videos, texts, count=12, top=4)
-    rows = choose(vectors, np.arange(50), Need(recall=0.5), texts.text_embeds).rows
+    rows = autotune(vectors, np.arange(50), Requirements(recall=0.5), texts.text_embeds).points
     generator = np.random.default_rng(0)
     gaps = {"L2 norm": {"before": generator.normal(9, 1, 500), "after": generator.normal(7, 1, 500)}}
     path = write_report(

@@ -1,4 +1,4 @@
-"""Indexes of every type against brute force in numpy; disk forms, masks, merging, sharding; choosing by need."""
+"""Indexes of every type against brute force in numpy; disk forms, masks; autotuning."""
 
 import numpy as np
 import pytest
@@ -7,17 +7,15 @@ from hypothesis import strategies as st
 
 import pipeline.retrieve.index as index_module
 from pipeline.errors import BadInput, CorruptShard, UserError
-from pipeline.retrieve.autotune import Need, choose
+from pipeline.retrieve.autotune import Requirements, autotune
 from pipeline.retrieve.exact_search import exact_search, normalised
 from pipeline.retrieve.index import (
     IndexSpec,
     build,
     gpu_count,
-    merge,
     needs_training,
     new_index,
     read,
-    search_shards,
 )
 from pipeline.retrieve.updates import mean_recall
 
@@ -100,11 +98,9 @@ def test_several_vectors_deletions_and_filters(seed, several, k, filtered, facto
 @pytest.mark.parametrize("factory", [*ALL, "RR32,RaBitQ"])
 def test_deleted_vectors_are_masked_in_every_type(factory):
     vectors = clustered(2000)
-    index = build(vectors, IndexSpec(factory, ALL.get(factory, {})))
-    assert index.can_mask()  # else reindex would build it anew for every deletion
     owners = np.arange(2000)
     owners[:1000] = -1
-    found = index.with_owners(owners).search(vectors[:50], 5)[1]
+    found = build(vectors, IndexSpec(factory, ALL.get(factory, {})), owners).search(vectors[:50], 5)[1]
     assert np.all(found >= 1000)
 
 
@@ -114,7 +110,7 @@ def test_adding_in_blocks_and_later_equals_adding_at_once(factory):
     whole = build(vectors, IndexSpec(factory, ALL.get(factory, {})))
     blocks = build(vectors, IndexSpec(factory, ALL.get(factory, {}), block=333))
     assert np.array_equal(whole.search(queries, 10)[1], blocks.search(queries, 10)[1])
-    later = build(vectors[:1500], IndexSpec(factory, ALL.get(factory, {}))).add(vectors[1500:], np.arange(1500, 2000))
+    later = build(vectors[:1500], IndexSpec(factory, ALL.get(factory, {}))).add(vectors[1500:], np.arange(2000))
     truth = exact_search(vectors, np.arange(2000), queries, 10)[1]
     assert mean_recall(later.search(queries, 10)[1], truth) >= 0.9
 
@@ -132,29 +128,6 @@ def test_lists_on_disk_equal_lists_in_memory(tmp_path, factory):
     assert np.array_equal(disk.search(queries, 10)[1], memory.search(queries, 10)[1])
     with pytest.raises(BadInput, match="IVF type and a folder"):
         build(vectors, IndexSpec("Flat", on_disk=True), folder=tmp_path)
-
-
-@pytest.mark.parametrize("factory", ["Flat", "IVF16,SQ8"])
-def test_merged_and_sharded_search_equal_one_index(factory):
-    vectors, queries, spec = clustered(2400), clustered(40, seed=1), IndexSpec(factory, ALL.get(factory, {}))
-    whole = build(vectors, spec)
-
-    def shards():
-        return [_shard_like(whole, vectors[i : i + 800], np.arange(i, i + 800)) for i in range(0, 2400, 800)]
-
-    expected = whole.search(queries, 10)
-    for scores, found in (merge(shards()).search(queries, 10), search_shards(shards(), queries, 10)):
-        assert np.array_equal(found, expected[1])
-        assert np.allclose(scores, expected[0], atol=1e-6)
-
-
-def _shard_like(whole, vectors, owners):
-    """An empty copy of a trained index, filled with some vectors."""
-    import faiss
-
-    empty = faiss.clone_index(whole.index)
-    empty.reset()
-    return index_module.VectorIndex(empty, owners[:0], whole.spec).add(vectors, owners)
 
 
 def test_exact_search_reads_a_memory_map(tmp_path):
@@ -216,40 +189,40 @@ def test_gpu_equals_cpu():
         assert mean_recall(gpu.search(queries, 10)[1], cpu.search(queries, 10)[1]) >= 0.99
 
 
-# -- choice by need --------------------------------------------------------------------------------------------------
+# -- autotuning -----------------------------------------------------------------------------------------------------
 
 
-def test_choice_meets_the_need_and_shows_what_it_weighed(caplog):
+def test_the_tuned_index_meets_the_requirements_and_shows_what_it_weighed(caplog):
     vectors, queries = clustered(4000), clustered(200, seed=1)
-    choice = choose(vectors, np.arange(4000), Need(recall=0.9, memory_bytes=400_000), queries)
-    chosen = next(row for row in choice.rows if row.spec == choice.spec)
-    assert chosen.why == ""
+    tuned = autotune(vectors, np.arange(4000), Requirements(recall=0.9, memory_bytes=400_000), queries)
+    chosen = next(row for row in tuned.points if row.spec == tuned.spec)
+    assert chosen.misses == ""
     assert chosen.bytes <= 400_000
-    rebuilt = build(vectors, choice.spec)
+    rebuilt = build(vectors, tuned.spec)
     truth = exact_search(vectors, np.arange(4000), queries, 10)[1]
     assert mean_recall(rebuilt.search(queries, 10)[1], truth) >= 0.85
     assert any(line.startswith("Flat: about 1 MB, over the limit") for line in caplog.messages)
-    assert "->" in choice.table()
-    assert all(row.spec.factory in choice.table() for row in choice.rows)
+    assert "->" in tuned.table()
+    assert all(row.spec.factory in tuned.table() for row in tuned.points)
 
 
 def test_flat_is_always_a_contender_and_alone_is_exact():
     vectors, queries = clustered(3000, spread=3.0), clustered(100, seed=1)
-    choice = choose(vectors, np.arange(3000), Need(recall=1.0), queries)
-    assert "Flat" in [row.spec.factory for row in choice.rows]
-    exact = next(row for row in choice.rows if row.spec.factory == "Flat")
-    assert (exact.recall, exact.why) == (1.0, "")
-    tiny = choose(vectors[:50], np.arange(50), Need(recall=0.9), queries)
-    assert {row.spec.factory for row in tiny.rows} == {"Flat", "HNSW16", "HNSW32"}
+    tuned = autotune(vectors, np.arange(3000), Requirements(recall=1.0), queries)
+    assert "Flat" in [row.spec.factory for row in tuned.points]
+    exact = next(row for row in tuned.points if row.spec.factory == "Flat")
+    assert (exact.recall, exact.misses) == (1.0, "")
+    tiny = autotune(vectors[:50], np.arange(50), Requirements(recall=0.9), queries)
+    assert {row.spec.factory for row in tiny.points} == {"Flat", "HNSW16", "HNSW32"}
 
 
 def test_nothing_fits_is_said_with_what_came_closest():
     vectors = clustered(3000)
     with pytest.raises(UserError, match=r"no index type fits the need.*IVF.*over 0 MB|no index type fits in memory"):
-        choose(vectors, np.arange(3000), Need(recall=0.99, memory_bytes=60_000))
+        autotune(vectors, np.arange(3000), Requirements(recall=0.99, memory_bytes=60_000))
     with pytest.raises(UserError, match=r"slower than 1e-06 ms"):
-        choose(vectors, np.arange(3000), Need(recall=0.5, latency_ms=0.000001), clustered(40, seed=1))
+        autotune(vectors, np.arange(3000), Requirements(recall=0.5, latency_ms=0.000001), clustered(40, seed=1))
     with pytest.raises(BadInput, match="recall"):
-        Need(recall=1.2)
+        Requirements(recall=1.2)
     with pytest.raises(BadInput, match="held-out"):
-        choose(vectors, np.arange(3000), Need(), vectors[:1])
+        autotune(vectors, np.arange(3000), Requirements(), vectors[:1])
