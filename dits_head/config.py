@@ -33,7 +33,7 @@ class HeadConfig:
     pool_query: the vector that attends to the frames: the encoder's `text` (the paper's v|t) or the `aligned` text.
     init_logit_scale: exp of the starting temperature parameter (CLIP's own ends at 100).
     index_vectors: vectors a video that an index holds, one for each of as many stretches of it; by default 4, the
-        fewest that keep the exhaustive winner in a shortlist of 50 of 1000 in 99 % of queries (docs/results.md), and 1
+        fewest that keep the exhaustive winner in a shortlist of 50 of 1000 in 99 % of queries (docs/results), and 1
         for mean pooling.
     index_loss: weight of an additional contrastive loss between the aligned text and the text-independent vector that
         an index holds (`pool_video`).
@@ -45,7 +45,7 @@ class HeadConfig:
         (noise_seed, text embedding, step), so that it depends on nothing else in the batch.
     normalise: L2-normalise the text (and, for the gap, the video) before sampling.
         The paper leaves these three open. The defaults of `dits` (literal schedule, noise in training only, the text as
-        it is) had the highest mean R@1 of nine readings over five seeds on `shapes` (docs/results.md).
+        it is) had the highest mean R@1 of nine readings over five seeds on `shapes` (docs/results).
     condition: what the noise network sees beside the state and the step. gap: `v-t` aligns the text, `t-v` the video.
     tied: one network for all steps, or one network a step. blocks, mlp_ratio: the network's depth and MLP width.
     step_loss: weight of the mean contrastive loss over the intermediate states (0: only the last state is trained).
