@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo extract train-head index evaluate search reindex test test-slow lint types check clean
+.PHONY: help install demo extract train-head index evaluate search reindex test test-slow lint types docs check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -45,7 +45,12 @@ lint: $(INSTALLED) ## ruff, rules and formatting
 types: $(INSTALLED) ## mypy
 	$(BIN)/mypy cli.py pipeline dits_head tests benchmarks scripts
 
-check: lint types test ## everything that CI runs, but for the sample of slow tests
+docs: $(INSTALLED) ## the documentation site in site/, links checked
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	PYTHONPATH=. $(BIN)/python scripts/commands_reference.py docs/reference/commands.md
+	$(BIN)/zensical build --clean --strict
+
+check: lint types docs test ## everything that CI runs, but for the sample of slow tests
 
 clean: ## remove .venv and caches (never the workspace)
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
