@@ -24,7 +24,6 @@ from pipeline.video.thumbnail import thumbnail
 from pipeline.workspace import Workspace
 
 log = logging.getLogger(__name__)
-FIGURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
 
 def evaluate_chosen(
@@ -131,28 +130,3 @@ def protocol_card(
         "encoder_fingerprint": chosen.store.fingerprint,
         "distinct_captions": len(set(texts.captions)),
     }
-
-
-def results_table(rows: list[dict[str, Any]]) -> str:
-    """Text for people: both directions, the gain over zero-shot with its interval, and search through the index."""
-    lines = [f"{'':28}" + "".join(f"{name:>8}" for name in FIGURES)]
-    for direction, title in (("t2v", "text to video"), ("v2t", "video to text")):
-        lines.append(f"{title} ({rows[0][direction]['queries']} queries, {rows[0][direction]['gallery']} candidates)")
-        lines += [f"  {row['system']:26}" + "".join(f"{row[direction][name]:8.1f}" for name in FIGURES) for row in rows]
-    gains = [(row["system"], row["R@1 over zero-shot"]) for row in rows if row.get("R@1 over zero-shot")]
-    if gains:
-        lines.append("R@1 over zero-shot, text to video, with its 95 % interval over videos")
-    for system, gain in gains:
-        low, high = gain["interval"]
-        lines.append(f"  {system:26}{gain['difference']:+8.1f}  [{low:+.1f}, {high:+.1f}]")
-    if rows[0]["index"]:
-        lines.append("search through the index, its candidates re-ranked exactly")
-    for row in rows:
-        index = row["index"]
-        if not index:
-            continue
-        lines.append(
-            f"  {row['system']:26}R@1 {index['R@1']:.1f} (loss {index['loss']:+.2f}), "
-            f"{index['queries_per_second']:.0f} queries/s, {index['bytes'] / 1e6:.1f} MB"
-        )
-    return "\n".join(lines)

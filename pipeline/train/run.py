@@ -27,6 +27,7 @@ from pipeline.stores import checkpoints
 from pipeline.stores.atomic import read_json
 from pipeline.train.batches import BatchSource, PairData, training_features
 from pipeline.train.distill import TeacherSource
+from pipeline.train.head_options import check_head, head_settings
 from pipeline.train.loop import Progress, RunState, Source, TrainSettings, parameter_groups, train
 from pipeline.workspace import Workspace
 
@@ -266,8 +267,7 @@ def head_config(chosen: Chosen, head: str, options: Mapping[str, str], *, paper_
 
     Raises BadInput naming the field and the fix.
     """
-    if paper_literal and head != "dits":
-        raise BadInput("--paper-literal is a reading of DITS", expected="--head dits", got=f"--head {head}")
+    check_head(head, options, paper_literal=paper_literal)
     dim = chosen.store.dim
     typed = preset_head(chosen, head) | head_settings(options)
     try:
@@ -276,21 +276,3 @@ def head_config(chosen: Chosen, head: str, options: Mapping[str, str], *, paper_
         return HeadConfig(head=head, dim=dim, **typed)
     except ValueError as error:
         raise BadInput(f"this head cannot be built: {error}") from None
-
-
-def head_settings(options: Mapping[str, str]) -> dict[str, Any]:
-    """`--set name=value` pairs, with the types of HeadConfig's fields. Raises BadInput for one that cannot be read."""
-    known = HeadConfig().to_dict()
-    for name in options:
-        if name not in known or name in ("head", "dim"):
-            raise BadInput(f"--set {name}", expected=", ".join(sorted({*known} - {"head", "dim"})), got=name)
-    return {name: _typed(name, text, known[name]) for name, text in options.items()}
-
-
-def _typed(name: str, text: str, example: Any) -> Any:
-    try:
-        if isinstance(example, bool):
-            return {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}[text.lower()]
-        return type(example)(text)
-    except (KeyError, ValueError):
-        raise BadInput(f"--set {name}", expected=f"a {type(example).__name__}", got=repr(text)) from None
