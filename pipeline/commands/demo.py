@@ -30,7 +30,7 @@ def run_demo(workspace: Workspace, **options: Any) -> list[dict[str, Any]]:
     from pipeline.extract.corpus import extract_manifest
     from pipeline.extract.settings import ExtractSettings
     from pipeline.progress import progress
-    from pipeline.resolve import ZERO_SHOT, choose_head, choose_store
+    from pipeline.resolve import ZERO_SHOT, resolve_head, resolve_store
     from pipeline.retrieve.corpus import build_corpus_index
     from pipeline.retrieve.index import IndexSpec
     from pipeline.train.loop import TrainSettings
@@ -39,7 +39,7 @@ def run_demo(workspace: Workspace, **options: Any) -> list[dict[str, Any]]:
     log.info("1/4  shapes: generating clips and extracting features")
     settings = ExtractSettings()
     extract_manifest(workspace, dataset_manifest(workspace, "shapes", None, None, None, options), settings)
-    chosen = choose_store(workspace, "shapes", settings.model)
+    chosen = resolve_store(workspace, "shapes", settings.model)
 
     baseline = "mean pooling (zero-shot)"
     runs = {baseline: ZERO_SHOT}
@@ -51,11 +51,11 @@ def run_demo(workspace: Workspace, **options: Any) -> list[dict[str, Any]]:
         runs[title] = result["run"]
 
     log.info("4/4  indexing and evaluating")
-    served = choose_head(workspace, chosen, runs["DITS"])  # `search` goes on with it
+    served = resolve_head(workspace, chosen, runs["DITS"])  # `search` goes on with it
     build_corpus_index(workspace, chosen, served, IndexSpec())
     rows, folders = [], {}
     for title, run in runs.items():
-        head_ = choose_head(workspace, chosen, run)
+        head_ = resolve_head(workspace, chosen, run)
         evaluation, folders[title] = evaluate_chosen(workspace, chosen, head_, Options(), through_index=True)
         rows.append({"system": title, "run": run, **evaluation.contract()})
     for row in rows:

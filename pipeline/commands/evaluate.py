@@ -51,10 +51,10 @@ def evaluate(
 
     from pipeline.evaluate.evaluation import Options
     from pipeline.evaluate.run import evaluate_chosen
-    from pipeline.resolve import choose_head, choose_store
+    from pipeline.resolve import resolve_head, resolve_store
 
-    chosen = choose_store(place, dataset, encoder)
-    head = choose_head(place, chosen, run, head_dir)
+    chosen = resolve_store(place, dataset, encoder)
+    head = resolve_head(place, chosen, run, head_dir)
     post = [name for name, wanted in (("dual-softmax", dual_softmax), ("query-bank", query_bank)) if wanted]
     options = Options(ties=ties, memory_limit=memory_bytes, post=post, shortlist=shortlist)
     evaluation, folder = evaluate_chosen(place, chosen, head, options, split=split, through_index=index, report=report)

@@ -24,8 +24,8 @@ def export_clip(
     """
     place = Workspace.locate(workspace)
 
-    from pipeline.resolve import choose_store
+    from pipeline.resolve import resolve_store
     from pipeline.train.finetune import export_clip
 
-    export_clip(place, choose_store(place, dataset, encoder), run, out)
+    export_clip(place, resolve_store(place, dataset, encoder), run, out)
     show({"clip": str(out)}, as_json, f"{out}: load it with open_clip.create_model(NAME, pretrained={str(out)!r})")

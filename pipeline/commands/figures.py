@@ -25,11 +25,11 @@ def figures(
     place = Workspace.locate(workspace)
 
     from pipeline.experiments.figures import draw_figures
-    from pipeline.resolve import choose_head, choose_store
+    from pipeline.resolve import resolve_head, resolve_store
 
-    chosen = choose_store(place, dataset, encoder)
-    heads = [choose_head(place, chosen, name) for name in run or (None,)]
-    base = choose_head(place, chosen, against) if against else None
+    chosen = resolve_store(place, dataset, encoder)
+    heads = [resolve_head(place, chosen, name) for name in run or (None,)]
+    base = resolve_head(place, chosen, against) if against else None
     drawn = draw_figures(place, chosen, heads, base)
     files = [str(path) for path in drawn.files]
     show({"gaps": drawn.means, "files": files}, as_json, "\n".join([drawn.table, *files]))

@@ -59,13 +59,13 @@ def index(
     search_parameters = numbers(pairs(search_, "--search"), "--search")
     place = Workspace.locate(workspace)
 
-    from pipeline.resolve import choose_head, choose_store
+    from pipeline.resolve import resolve_head, resolve_store
     from pipeline.retrieve.autotune import Need
     from pipeline.retrieve.corpus import build_corpus_index, choose_spec
     from pipeline.retrieve.index import IndexSpec
 
-    chosen = choose_store(place, dataset, encoder)
-    head = choose_head(place, chosen, run, head_dir)
+    chosen = resolve_store(place, dataset, encoder)
+    head = resolve_head(place, chosen, run, head_dir)
     if by_need:
         need = Need(0.95 if recall is None else recall, memory_bytes, latency_ms)
         spec = choose_spec(chosen, head, need, gpu=gpu)

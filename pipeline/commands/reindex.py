@@ -108,7 +108,7 @@ def update_corpus(
     from dits_head.inference import pool_videos
     from pipeline.extract.driver import extract
     from pipeline.extract.settings import settings_of
-    from pipeline.resolve import choose_head, choose_store
+    from pipeline.resolve import resolve_head, resolve_store
     from pipeline.retrieve.corpus import generations, head_of, locations, maker, require_indexable
     from pipeline.retrieve.retriever import only_corpus
     from pipeline.retrieve.updates import reindex_vectors
@@ -119,8 +119,8 @@ def update_corpus(
     name = index or only_corpus(workspace)
     with generations(workspace, name).open() as live:
         origin = live.info["origin"]
-    chosen = choose_store(workspace, origin["dataset"], origin["encoder"])
-    head = choose_head(workspace, chosen, run) if run else head_of(workspace, chosen, origin)
+    chosen = resolve_store(workspace, origin["dataset"], origin["encoder"])
+    head = resolve_head(workspace, chosen, run) if run else head_of(workspace, chosen, origin)
     require_indexable(head)
     if source is not None:
         files = corpus_files(source)

@@ -60,10 +60,10 @@ def reproduce(
     place = Workspace.locate(workspace)
 
     from pipeline.experiments.reproduce import possible_tables, reproduce
-    from pipeline.resolve import choose_store
+    from pipeline.resolve import resolve_store
     from pipeline.train.run import recipe
 
-    chosen = choose_store(place, dataset, encoder)
+    chosen = resolve_store(place, dataset, encoder)
     given = {"lr": lr, "epochs": 1 if quick else epochs, "batch_size": batch_size}
     written = reproduce(
         place,

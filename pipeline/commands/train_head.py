@@ -91,12 +91,12 @@ def train_head(
     place = Workspace.locate(workspace)
 
     from pipeline.progress import progress
-    from pipeline.resolve import choose_store
+    from pipeline.resolve import resolve_store
     from pipeline.train.finetune import remember_tuned, train_with_clip, tune_settings
     from pipeline.train.loop import TrainSettings
     from pipeline.train.run import Distillation, head_config, recipe, train_head
 
-    chosen = choose_store(place, dataset, encoder)
+    chosen = resolve_store(place, dataset, encoder)
     made = head_config(chosen, head, pairs(set_, "--set"), paper_literal=paper_literal)
     settings = TrainSettings(**recipe(chosen, lr=lr, epochs=epochs, batch_size=batch_size), seed=seed)
     how: dict[str, Any] = {"run": run, "start_from": start_from, "devices": devices}
