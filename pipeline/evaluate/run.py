@@ -11,7 +11,6 @@ from typing import Any
 from pipeline.errors import BadInput, MissingData
 from pipeline.evaluate.evaluation import Evaluation, Options, evaluate
 from pipeline.evaluate.index_loss import IndexedGallery
-from pipeline.evaluate.metrics import FIGURES
 from pipeline.evaluate.modality_gap import RelevantPairs
 from pipeline.evaluate.report import sample_queries, write_report
 from pipeline.resolve import ResolvedHead, ResolvedStore, split_label
@@ -161,29 +160,3 @@ def protocol_card(
         "encoder_fingerprint": chosen.store.fingerprint,
         "distinct_captions": len(set(texts.captions)),
     }
-
-
-def results_table(rows: list[dict[str, Any]]) -> str:
-    """Format results as text: both directions, the gain over zero-shot with its interval, and search by index.
-
-    Args:
-        rows: one a system: `Evaluation.contract()`, "system", and optionally "R@1 over zero-shot", a row of `compare`.
-    """
-    lines = [f"{'':28}" + "".join(f"{name:>8}" for name in FIGURES)]
-    for direction, title in (("t2v", "text to video"), ("v2t", "video to text")):
-        lines.append(f"{title} ({rows[0][direction]['queries']} queries, {rows[0][direction]['gallery']} candidates)")
-        lines += [f"  {row['system']:26}" + "".join(f"{row[direction][name]:8.1f}" for name in FIGURES) for row in rows]
-    if gains := [(row["system"], row["R@1 over zero-shot"]) for row in rows if row.get("R@1 over zero-shot")]:
-        lines.append("R@1 over zero-shot, text to video, with its 95 % interval over videos")
-    for system, gain in gains:
-        low, high = gain["interval"]
-        lines.append(f"  {system:26}{gain['difference']:+8.1f}  [{low:+.1f}, {high:+.1f}]")
-    if indexed := [row for row in rows if row["index"]]:
-        lines.append("search through the index, its candidates re-ranked exactly")
-    for row in indexed:
-        index = row["index"]
-        lines.append(
-            f"  {row['system']:26}R@1 {index['R@1']:.1f} (loss {index['loss']:+.2f}), "
-            f"{index['queries_per_second']:.0f} queries/s, {index['bytes'] / 1e6:.1f} MB"
-        )
-    return "\n".join(lines)

@@ -8,6 +8,7 @@ from dits_head.config import HeadConfig
 from pipeline.errors import BadInput
 from pipeline.presets import PRESETS
 from pipeline.resolve import ResolvedStore
+from pipeline.train.head_options import check_head, head_settings
 from pipeline.train.loop import TrainSettings
 
 
@@ -46,8 +47,7 @@ def head_config(
 
     Raises BadInput naming the field and the fix.
     """
-    if paper_literal and head != "dits":
-        raise BadInput("--paper-literal is a reading of DITS", expected="--head dits", got=f"--head {head}")
+    check_head(head, options, paper_literal=paper_literal)
     dim = chosen.store.dim
     typed = preset_head(chosen, head) | head_settings(options)
     try:
@@ -56,21 +56,3 @@ def head_config(
         return HeadConfig(head=head, dim=dim, **typed)
     except ValueError as error:
         raise BadInput(f"this head cannot be built: {error}") from None
-
-
-def head_settings(options: Mapping[str, str]) -> dict[str, Any]:
-    """`--set name=value` pairs, with the types of HeadConfig's fields. Raises BadInput for one that cannot be read."""
-    known = HeadConfig.fields()
-    for name in options:
-        if name not in known or name in ("head", "dim"):
-            raise BadInput(f"--set {name}", expected=", ".join(sorted({*known} - {"head", "dim"})), got=name)
-    return {name: _typed(name, text, known[name]) for name, text in options.items()}
-
-
-def _typed(name: str, text: str, example: Any) -> Any:
-    try:
-        if isinstance(example, bool):
-            return {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}[text.lower()]
-        return type(example)(text)
-    except (KeyError, ValueError):
-        raise BadInput(f"--set {name}", expected=f"a {type(example).__name__}", got=repr(text)) from None

@@ -7,7 +7,8 @@ import pytest
 from standins import make_standin, standin_ids, write_table
 
 from pipeline.commands import environment
-from pipeline.commands.doctor import DatasetReport, dataset_report, environment_report, worst
+from pipeline.commands.dataset_report import DatasetReport, dataset_report
+from pipeline.commands.environment import environment_report, worst
 from pipeline.datasets import build_manifest
 from pipeline.errors import BadInput
 

@@ -8,7 +8,7 @@ from standins import write_video
 
 from dits_head.config import HeadConfig
 from dits_head.head import build_head
-from pipeline.commands.reindex import reindex
+from pipeline.commands.reindex import update_corpus
 from pipeline.datasets.manifests import dataset_manifest
 from pipeline.evaluate.evaluation import Options
 from pipeline.evaluate.run import evaluate_chosen
@@ -49,8 +49,8 @@ class Place:
         head = resolve_head(self.workspace, chosen, head_dir=head_dir)
         return build_corpus_index(self.workspace, chosen, head, IndexSpec())
 
-    def reindex(self, corpus=None, **options):
-        return reindex(self.workspace, corpus=corpus, **options)
+    def reindex(self, source=None, **options):
+        return update_corpus(self.workspace, source=str(source) if source else None, **options)
 
     def ids(self):
         with generations(self.workspace, "base").open() as live:

@@ -1,0 +1,166 @@
+"""`extract`, stage 1."""
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.commands.config_file import ConfigOption, keep
+from pipeline.commands.options import (
+    DatasetOptions,
+    Decoder,
+    JsonOption,
+    LongCaptions,
+    Precision,
+    ShardFormat,
+    TokenDtype,
+    WorkspaceOption,
+    exclusive,
+    filled,
+    pairs,
+    show,
+)
+from pipeline.errors import BadInput
+from pipeline.presets import get_preset
+from pipeline.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+
+def extract(
+    ctx: typer.Context,
+    dataset: Annotated[
+        str | None, typer.Option(help="shapes, msrvtt, msvd, lsmdc, didemo, vatex, charades, activitynet")
+    ] = None,
+    videos: Annotated[Path | None, typer.Option(help="Folder of videos (your own, or the data set's)")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--source",
+            "--corpus",
+            help="Instead of a folder: a list (.csv, .jsonl, .parquet), a .tar, s3://..., any fsspec URL",
+        ),
+    ] = None,
+    annotations: Annotated[Path | None, typer.Option(help="Folder of the data set's annotation files")] = None,
+    captions: Annotated[Path | None, typer.Option(help="Captions of your own videos: .csv, .parquet or .jsonl")] = None,
+    option: DatasetOptions = None,
+    preset: Annotated[str | None, typer.Option(help="Data set, options, model and weights of a preset")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Any open_clip model [default: the preset's, or the built-in shapes-clip]")
+    ] = None,
+    pretrained: Annotated[str | None, typer.Option(help="open_clip tag, or a local weights file")] = None,
+    quick_gelu: Annotated[
+        bool | None,
+        typer.Option("--quick-gelu/--no-quick-gelu", help="Activation of a weights file that does not state it"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="Of the encoder")] = "auto",
+    num_frames: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=4096,
+            help="Frames a video: the middles of as many equal intervals [default: the preset's, or 12]",
+        ),
+    ] = None,
+    decoder: Annotated[Decoder, typer.Option(help="pyav is exact and fast")] = "pyav",
+    allow_mixed_decoders: Annotated[
+        bool, typer.Option("--allow-mixed-decoders", help="Decode with ffmpeg what PyAV cannot; recorded per video")
+    ] = False,
+    hwaccel: Annotated[str | None, typer.Option(help="Hardware decoding of ffmpeg, such as cuda")] = None,
+    workers: Annotated[int, typer.Option(min=0, max=1024, help="Decoding processes; 0: one a core")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, max=10**6, help="Frames per encoder batch")] = 64,
+    shard_size: Annotated[int, typer.Option(min=1, max=10**6, help="Videos a shard")] = 256,
+    shard_format: Annotated[ShardFormat, typer.Option("--format", help="File format of the shards")] = "hdf5",
+    long_captions: Annotated[
+        LongCaptions,
+        typer.Option(help="Captions of more than 77 tokens: cut, or the average over windows of all of them"),
+    ] = "cut",
+    retry_failed: Annotated[str | None, typer.Option(help="Retry failed videos: all, or a failure class")] = None,
+    min_coverage: Annotated[
+        float, typer.Option(min=0, max=1, help="Exit with 1 when a smaller share of the videos is done")
+    ] = 0.95,
+    cache_blocks: Annotated[
+        int,
+        typer.Option(min=0, max=1000, help="Cache the inputs of CLIP's top K blocks, for train-head --train-blocks"),
+    ] = 0,
+    token_dtype: Annotated[TokenDtype, typer.Option(help="Type of that cache; int8 takes half the size")] = "float16",
+    accept_size: Annotated[bool, typer.Option("--yes", help="Start even if the cache may not fit on the disk")] = False,
+    wait_seconds: Annotated[
+        float, typer.Option("--wait", min=0, max=1e9, help="Seconds to wait for another process writing to the store")
+    ] = 0.0,
+    max_seconds: Annotated[
+        float, typer.Option(max=1e9, help="Decoding time after which a video counts as failed")
+    ] = 120.0,
+    max_duration: Annotated[float, typer.Option(max=1e9, help="Longest video in seconds")] = 14400.0,
+    benchmark: Annotated[
+        bool, typer.Option("--benchmark", help="Only measure the rates of decoding and encoding, and the bottleneck")
+    ] = False,
+    config: ConfigOption = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Stage 1: decode videos, encode frames and captions, write the feature store.
+
+    Can be killed and started again at any moment: what is done stays done.
+
+    \b
+        python cli.py extract --dataset shapes
+        python cli.py extract --videos my_clips/ --captions captions.csv
+        python cli.py extract --source s3://bucket/clips
+        python cli.py extract --videos my_clips/ --benchmark
+        python cli.py extract --dataset msrvtt --videos /data/msrvtt --annotations /data/msrvtt_csv \\
+            --model ViT-B-32 --pretrained openai
+        python cli.py extract --dataset didemo --videos V --annotations A --long-captions windows
+        python cli.py extract --videos my_clips/ --model ViT-B-16 --pretrained tuned.pt --quick-gelu
+        python cli.py extract --preset msrvtt-b32 --videos /data/msrvtt --annotations /data/msrvtt_csv
+        python cli.py extract --dataset vatex --retry-failed all
+        python cli.py extract --config extract.yaml
+    """
+    options: dict[str, Any] = dict(pairs(option, "--option"))
+    of_data_set = videos or dataset or annotations or captions or option
+    exclusive({"--source": source, "--videos, --dataset, --annotations, --captions, --option": of_data_set})
+    if preset:
+        recipe = get_preset(preset)
+        if dataset not in (None, recipe.dataset):
+            raise BadInput(f"--preset {preset}", expected=f"--dataset {recipe.dataset} or none", got=dataset)
+        if model in (None, recipe.model):  # another model has other weights
+            pretrained = pretrained or recipe.pretrained
+        dataset, model = recipe.dataset, model or recipe.model
+        num_frames = recipe.num_frames if num_frames is None else num_frames
+        options = {**recipe.dataset_options, **options}
+    given = dict(locals())
+
+    from pipeline.datasets.manifests import dataset_manifest, source_manifest
+    from pipeline.extract.settings import ExtractSettings
+    from pipeline.video.limits import Limits
+
+    settings = ExtractSettings(**filled(ExtractSettings, given), limits=Limits(**filled(Limits, given)))
+    place = Workspace.locate(workspace)
+    if source:
+        manifest = source_manifest(source)
+    else:
+        manifest = dataset_manifest(place, dataset, videos, annotations, captions, options)
+    if benchmark:
+        from pipeline.extract.benchmark import benchmark as measure_rates
+
+        rates = measure_rates(manifest, settings)
+        show(rates.to_json(), as_json, str(rates))
+        return
+    from pipeline.extract.corpus import extract_manifest
+
+    report = extract_manifest(place, manifest, settings)
+    in_effect = {name: getattr(settings, name) for name in ("model", "pretrained", "num_frames")}
+    keep(ctx, Path(report.store) / "extract.yaml", dataset=dataset, **in_effect)
+    text = (
+        f"{report.inputs} inputs = {report.done} done + {report.failed} failed + {report.skipped} skipped\n"
+        f"features: {report.store}"
+    )
+    if report.failed:
+        classes = ", ".join(f"{name}: {count}" for name, count in sorted(report.failure_classes.items()))
+        text += f"\nfailures ({classes}): {report.store}/failures.parquet"
+    show({name: getattr(report, name) for name in ("inputs", "done", "failed", "skipped", "store")}, as_json, text)
+    if not report.enough:
+        log.warning(f"only {report.coverage:.1%} of the videos are done (--min-coverage {report.min_coverage:.0%})")
+        raise typer.Exit(1)

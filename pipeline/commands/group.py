@@ -1,0 +1,117 @@
+"""The command group: messages on stderr, errors as one line, exit codes.
+
+0 done; 1 done but not good enough (coverage, verification); 2 a mistake in what was given; 70 an internal error, with
+its traceback; 130 interrupted. With `--json` an error is one JSON object, still on stderr.
+"""
+
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+import typer.core
+import typer.exceptions
+
+from pipeline.errors import BadInput, UserError
+
+log = logging.getLogger("pipeline")  # a handler here gets the records of every room
+MISTAKE, INTERNAL, INTERRUPTED = 2, 70, 130  # 70: EX_SOFTWARE of sysexits.h
+
+
+class Commands(typer.core.TyperGroup):
+    """Turns what a command raises into a message and an exit code."""
+
+    def main(self, args: Sequence[str] | None = None, *positional: Any, **extra: Any) -> None:
+        given = [*(sys.argv[1:] if args is None else args)]
+        with messages_on_stderr():
+            try:
+                require_text(given)
+                code = super().main(given, *positional, **{**extra, "standalone_mode": False})
+            except typer.exceptions.TyperException as error:
+                if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+                    print(error.format_message(), file=sys.stderr)
+                    sys.exit(MISTAKE)
+                context = getattr(error, "ctx", None)
+                path = context.command_path if context else "cli.py"
+                mistake = BadInput(error.format_message().rstrip("."), fix=f"see `{path} --help`")
+                code = report(mistake, MISTAKE, "--json" in given)
+            except UserError as error:
+                code = report(error, MISTAKE, "--json" in given)
+            except Exception as error:
+                log.error(traceback.format_exc().rstrip())
+                code = report(error, INTERNAL, "--json" in given)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            log.error("interrupted; run the same command again to go on")
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def report(error: Exception, code: int, as_json: bool) -> int:
+    """Log an error as one line or as one JSON object, and return its exit code."""
+    if as_json:
+        about = {"error": type(error).__name__, "message": str(error), "exit_code": code}
+        log.error(json.dumps(about, ensure_ascii=False))
+    elif code == INTERNAL:
+        log.error("internal error: please report the lines above")
+    else:
+        log.error(f"error: {error}")
+    return code
+
+
+def require_text(arguments: Sequence[str]) -> None:
+    """Refuse what no file of the workspace could hold. Raises BadInput."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise BadInput("an argument is no valid UTF-8", got=ascii(argument)) from None
+
+
+@contextmanager
+def messages_on_stderr() -> Iterator[None]:
+    """Show the records of `pipeline` as plain lines on stderr; handlers that a command adds go with this one."""
+    before = log.level, log.handlers[:], log.propagate
+    log.handlers[:] = [logging.StreamHandler(sys.stderr)]
+    log.propagate = False
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for handler in log.handlers:
+            handler.close()
+        log.level, log.handlers[:], log.propagate = before
+        log.setLevel(before[0])
+
+
+def show_less(quiet: bool) -> None:
+    if quiet:
+        log.setLevel(logging.WARNING)
+
+
+def log_to_file(path: Path | None) -> None:
+    """Append messages to a file too, with their times. Raises BadInput."""
+    if path is None:
+        return
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"--log-file {path} cannot be written: {error.strerror}") from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    log.addHandler(handler)
+
+
+def print_version(wanted: bool) -> None:
+    from importlib.metadata import version
+
+    if wanted:
+        print(version("dits-retrieval"))
+        raise typer.Exit
