@@ -555,7 +555,7 @@ def reproduce(
     table: Annotated[
         str,
         typer.Option(
-            help="4, 5a, 5b, 6a, 6b, 7, 8, 9, 10, 11, blocks, open, control, steps, distill, "
+            help="4, 5a, 5b, 6a, 6b, 7, 8, 9, 10, 11, blocks, joint, open, control, steps, distill, "
             "robustness; several with commas; or all that the features allow"
         ),
     ] = "all",

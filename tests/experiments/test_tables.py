@@ -1,13 +1,12 @@
 """Tables that measure more than ranks, on shapes, tiny: the gap, distillation, damage; and the figure drawn of them."""
 
 import csv
-from concurrent.futures import Future
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from table_runs import InProcess, result, silent
 from test_cli import extracted, refused, run  # noqa: F401
 
 import cli
@@ -28,24 +27,6 @@ from pipeline.workspace import Workspace
 NEW = ("9", "distill", "robustness")
 
 
-class InProcess:
-    """Runs at once and in this process what `runs` would give to processes of their own."""
-
-    def __init__(self, *_, **__): ...
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_): ...
-    def submit(self, function, *arguments):
-        future = Future()
-        future.set_result(function(*arguments))
-        return future
-
-
-def silent(title):
-    return nullcontext(lambda *_: None)
-
-
 @pytest.fixture(scope="module")
 def reproduced(extracted):  # noqa: F811
     workspace = Workspace(extracted)
@@ -60,13 +41,6 @@ def reproduced(extracted):  # noqa: F811
         settings = recipe(chosen, epochs=1, batch_size=16)
         written = reproduce(workspace, chosen, list(NEW), settings, head={}, seeds=1, jobs=1, stepwise=silent)
     return workspace, chosen, written
-
-
-def result(ranks, clusters=(0, 0, 1, 2)):
-    """A run whose captions, two of them of video 0, reached these ranks."""
-    r1 = 100 * float(np.mean(np.array(ranks) == 1))
-    metrics = {"R@1": r1, "R@5": 100.0, "R@10": 100.0, "MdR": 1.0, "MnR": float(np.mean(ranks))}
-    return runs.Tested("run", metrics, np.array(ranks), np.array(clusters), 1.0, 2.0, 3.0, 4.0, {})
 
 
 def test_a_table_by_hand():
@@ -85,7 +59,7 @@ def test_a_table_by_hand():
     assert b.difference == 50.0
     # video 1 is right in all four runs and video 0 gains 75: whatever is drawn, the difference lies between these
     assert 0.0 <= b.interval[0] < 50.0 < b.interval[1] <= 75.0
-    text = as_markdown(table, [a, b], False, "about")
+    text = as_markdown(table, [a, b], "about", [])
     assert "| a | 37.5 ± 17.7 |" in text
     assert "| +50.00 [" in text
 
@@ -102,7 +76,7 @@ def test_a_run_is_told_apart_by_its_features(reproduced):
 def test_what_the_features_do_not_allow_is_said_before_anything_is_trained(reproduced, capsys):
     workspace, chosen, _ = reproduced
     possible = possible_tables(workspace, chosen, cli.say)
-    assert set(TABLES) - set(possible) == {"blocks"}  # no activations were kept
+    assert set(TABLES) - set(possible) == {"blocks", "joint"}  # no activations were kept
     assert "without table blocks: " in capsys.readouterr().err
     assert "extract with --cache-blocks 1" in refused("reproduce", "--table", "blocks", "--workspace", workspace.root)
     line = refused("reproduce", "--table", "5a", "--set", "T_prime=3", "--workspace", workspace.root)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_tables import InProcess, silent
+from table_runs import InProcess, silent
 from typer.testing import CliRunner
 
 import cli
