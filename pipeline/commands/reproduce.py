@@ -24,7 +24,7 @@ def reproduce(
     table: Annotated[
         str,
         typer.Option(
-            help="4, 5a, 5b, 6a, 6b, 7, 8, 9, 10, 11, blocks, open, control, steps, distill, "
+            help="4, 5a, 5b, 6a, 6b, 7, 8, 9, 10, 11, blocks, joint, open, control, steps, distill, "
             "robustness; several with commas; or all that the features allow"
         ),
     ] = "all",
@@ -36,6 +36,13 @@ def reproduce(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of every head that does not name its own, name=value")
     ] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option(help="Train CLIP too with every system that keeps it fixed: a number of top blocks, or all"),
+    ] = None,
+    lr_sweep: Annotated[
+        bool, typer.Option("--lr-sweep", help="Choose each system's learning rates on the validation split first")
+    ] = False,
     jobs: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Parallel runs [default: one a core, one on a GPU]")
     ] = None,
@@ -49,6 +56,8 @@ def reproduce(
     \b
         python cli.py reproduce --table 4 --seeds 3
         python cli.py reproduce --table all --quick
+        python cli.py reproduce --table joint --lr-sweep --seeds 5
+        python cli.py reproduce --table 4 --tune all
         python cli.py reproduce --table 6a,6b --set blocks=1 --set T_prime=3 --batch-size 32
     """
     from pipeline.experiments.tables import TABLES
@@ -57,6 +66,8 @@ def reproduce(
     names = [] if table == "all" else table.split(",")
     if unknown := [name for name in names if name not in TABLES]:
         raise BadInput(f"unknown table {unknown[0]!r}", expected=", ".join([*TABLES, "all"]), got=unknown[0])
+    if tune is not None and tune not in ("all", "end-to-end") and not (tune.isdigit() and int(tune)):
+        raise BadInput("--tune", expected="a number of top blocks, all or end-to-end", got=repr(tune))
     place = Workspace.locate(workspace)
 
     from pipeline.experiments.reproduce import possible_tables, reproduce
@@ -73,5 +84,7 @@ def reproduce(
         head=head,
         seeds=1 if quick else seeds,
         jobs=jobs,
+        tune=int(tune) if tune and tune.isdigit() else tune,
+        lr_sweep=lr_sweep,
     )
     show(written, as_json, "\n\n".join(written.values()))

@@ -18,6 +18,7 @@ from pipeline.errors import MissingData
 from pipeline.evaluate.corruption import DAMAGE
 from pipeline.evaluate.modality_gap import PAPER, RelevantPairs, principal_plane, unit
 from pipeline.evaluate.plots import curves, histograms, panels, points, save
+from pipeline.experiments.paper import differences
 from pipeline.experiments.reproduce import tables_dir
 from pipeline.experiments.tables import TABLES
 from pipeline.resolve import ResolvedHead, ResolvedStore
@@ -71,8 +72,7 @@ def draw_figures(
             files += change_figure(folder / head.run, change, f"{head.run} - {against.run}")
     tables = tables_dir(workspace, chosen)
     files += steps_figure(folder, tables) + robustness_figure(folder, tables, chosen.store.num_frames)
-    papers = chosen.dataset == "msrvtt" and str(chosen.store.settings["model"]).startswith("ViT-B-32")
-    table = means_table(means, papers)
+    table = means_table(means, papers=not differences(workspace, chosen))
     write_json(folder / "gaps.json", means)
     with atomic_write(folder / "gaps.md") as temporary:
         temporary.write_text(table, encoding="utf-8")

@@ -1,11 +1,12 @@
-"""Train and test one of the paper's systems, in a process of its own: what `reproduce` and the figures are made of.
+"""Train, validate and test one of the paper's systems, each run in a process of its own.
 
-A process a run, so that peak memory is that of the run and several can go on at once. Everything is kept on disk under
-the run's name, so that what is done is never done again and what was interrupted goes on.
+A process a run, so that peak memory is that of the run and several can run at once. Everything is kept on disk under
+the run's name: finished work is never repeated, interrupted work resumes.
 """
 
 import multiprocessing
 import os
+import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,33 +24,42 @@ from pipeline.workspace import Workspace
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run: a system of `SYSTEMS`, a seed, and the recipe (TrainSettings without the seed). head: settings of the
-    head that stand where the system names none of its own. features: what the run is made from (`features_id`)."""
+    """Everything that makes a run what it is."""
 
     workspace: str
     dataset: str
     encoder: str
     features: str
+    """Identity of the features that the run is made from (`features_id`)."""
     system: str
+    """A name of SYSTEMS."""
     seed: int
     recipe: dict[str, Any]
+    """TrainSettings without the seed."""
     head: dict[str, Any] = field(default_factory=dict)
-    threads: int = 0  # torch's; 0 leaves its default
+    """HeadConfig's settings where the system names none of its own."""
+    tune: dict[str, Any] = field(default_factory=dict)
+    """TuneSettings that come before the preset's, such as `clip_lr`."""
+    threads: int = 0
+    """Torch's threads; 0 leaves its default."""
 
 
 @dataclass(frozen=True)
 class Tested:
-    """What a run reached on the test split: ranks (T,) of every caption, its video's row (T,), seconds and memory."""
+    """What a run reached on the test split."""
 
     run: str
     metrics: dict[str, float]
     ranks: np.ndarray
+    """(T,) of every caption's own video."""
     clusters: np.ndarray
+    """(T,) the row of that video."""
     train_seconds: float
     train_mb: float
     test_seconds: float
     test_mb: float
-    measured: dict[str, dict[str, float]]  # what the measures gave that were asked for, by their names
+    measured: dict[str, dict[str, float]]
+    """By the name of a measure, what it gave."""
 
 
 def prepare_runs(
@@ -58,8 +68,14 @@ def prepare_runs(
     progress: Callable[[int, int, str], None],
     measures: Mapping[str, Collection[str]] | None = None,
 ) -> None:
-    """Train and test whatever of `specs` is missing, `jobs` at a time; a system's ancestors come first. `measures`: by
-    system, the names of what is measured besides (flows/measures.py)."""
+    """Train and test whatever of `specs` is missing, a system's ancestors first.
+
+    Args:
+        specs: The runs.
+        jobs: How many run at once.
+        progress: Called with (done, total, what).
+        measures: By system, the names of `measures.MEASURES` to take besides.
+    """
     wanted = _with_ancestors(specs)
     more = [
         (spec, name)
@@ -79,9 +95,39 @@ def prepare_runs(
         progress(done, total, f"{spec.system} seed {spec.seed}: {name}")
 
 
+def validate_runs(specs: Collection[RunSpec], jobs: int, progress: Callable[[int, int, str], None]) -> None:
+    """Train whatever of `specs` was not, keep its score on the validation split, and nothing else of it.
+
+    The test split is not looked at. A system's ancestors are trained first, and stay.
+    """
+    names = {run_name(spec) for spec in specs}
+    ancestors = [spec for spec in _with_ancestors(specs) if run_name(spec) not in names]
+    for depth in range(1 + max((_depth(spec.system) for spec in ancestors), default=-1)):
+        level = [(spec,) for spec in ancestors if _depth(spec.system) == depth and not trained(spec)]
+        for (spec,) in _in_processes(jobs, _train_task, level):
+            progress(0, len(specs), f"{spec.system} seed {spec.seed}")
+    missing = [(spec,) for spec in specs if not _kept(spec, "val").exists()]
+    for number, (spec,) in enumerate(_in_processes(jobs, _validate_task, missing), 1):
+        progress(len(specs) - len(missing) + number, len(specs), f"{spec.system}: {rates_in_words(spec)}")
+
+
+def validated(spec: RunSpec) -> dict[str, float]:
+    """{"R@1", "MnR", ...} on the validation split of a run that `validate_runs` has made."""
+    score: dict[str, float] = read_json(_kept(spec, "val"))
+    return score
+
+
+def rates_in_words(spec: RunSpec) -> str:
+    """ "head 0.003, CLIP 0.001" """
+    clip = f", CLIP {spec.tune['clip_lr']:g}" if SYSTEMS[spec.system].tune and "clip_lr" in spec.tune else ""
+    return f"head {spec.recipe['lr']:g}{clip}"
+
+
 def _in_processes(jobs: int, task: Callable[..., None], calls: Collection[tuple[Any, ...]]) -> Iterator[Any]:
-    """Call `task` with each of `calls` in a process of its own, `jobs` at a time; gives them as they are done. What has
-    not begun when one of them fails never begins."""
+    """Call `task` with each of `calls` in a process of its own, `jobs` at a time, and yield them as they finish.
+
+    When one of them fails, those that wait are cancelled.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
         waiting = {pool.submit(task, *call): call for call in calls}
@@ -95,8 +141,10 @@ def _in_processes(jobs: int, task: Callable[..., None], calls: Collection[tuple[
 
 
 def features_id(chosen: Any) -> str:
-    """Which features a run is made from, and the preset that they bring: other videos, splits or captions, another
-    encoder or another recipe of the head must not be taken for what an earlier run was made of."""
+    """Identity of the features and of the preset that they bring.
+
+    A run of other videos, splits, captions, another encoder or another preset of the head must not be taken for this.
+    """
     from pipeline.fingerprint import fingerprint
     from pipeline.train.recipe import preset_of
 
@@ -112,14 +160,14 @@ def features_id(chosen: Any) -> str:
 
 
 def run_name(spec: RunSpec) -> str:
-    """The folder of a run: the system, the seed, and a fingerprint of the features and of all settings, also those left
-    at a default."""
+    """A run's folder: system, seed, and a fingerprint of the features and of all settings, defaults included."""
     from dits_head.config import HeadConfig
     from pipeline.fingerprint import fingerprint
 
     system = SYSTEMS[spec.system]
     head = HeadConfig(dim=1, **{**spec.head, **system.head}).to_dict()
     about = {"features": spec.features, "head": head, "tune": system.tune, **spec.recipe}
+    about |= spec.tune if system.tune else {}
     return f"{spec.system}-s{spec.seed}-{fingerprint(about)[:6]}"
 
 
@@ -188,13 +236,22 @@ def _open(spec: RunSpec, *, to_train: bool = False) -> Any:
 
 
 def system_settings(chosen: Any, system: str, head: Mapping[str, Any]) -> dict[str, Any]:
-    """HeadConfig's settings of a table's row: the system's, under them `head`, and under those the preset's, but for
-    T': the rows name it, and a preset with another (DiDeMo's 5) would stand under the wrong label."""
+    """HeadConfig's settings of a table's row: the system's own before `head`, and those before the preset's.
+
+    The preset's T' is left out: rows name it, and DiDeMo's 5 would stand under the wrong label.
+    """
     from pipeline.train.recipe import preset_head
 
     own = SYSTEMS[system].head
     preset = {name: value for name, value in preset_head(chosen, own["head"]).items() if name != "T_prime"}
     return {"dim": chosen.store.dim, **preset, **head, **own}
+
+
+def clip_rate(chosen: Any) -> float:
+    """The learning rate of CLIP that the preset of these features brings, or the default."""
+    from pipeline.train.finetune import tune_settings
+
+    return tune_settings(chosen, 1).clip_lr
 
 
 def require_trainable(workspace: Workspace, chosen: Any, system: str) -> None:
@@ -225,7 +282,7 @@ def _train_task(spec: RunSpec) -> None:
     parent = run_name(RunSpec(**{**asdict(spec), "system": system.parent})) if system.parent else None
     task = DistillTask(parent) if parent and system.distilled_from else HeadTask()
     if system.tune:
-        task = FinetuneTask(tune_settings(chosen, system.tune))
+        task = FinetuneTask(tune_settings(chosen, system.tune, **spec.tune))
     train_head(
         Workspace(Path(spec.workspace)),
         chosen,
@@ -235,6 +292,27 @@ def _train_task(spec: RunSpec) -> None:
         retrieval_metrics,
         RunOptions(run_name(spec), parent if system.start_from else None, for_tables=True),
     )
+
+
+def _validate_task(spec: RunSpec) -> None:
+    """A run that was there before stays; one that is trained for this is removed, with the CLIP and store it leaves."""
+    workspace = Workspace(Path(spec.workspace))
+    head_dir, was_there = workspace.head_dir(spec.dataset, run_name(spec)), trained(spec)
+    try:
+        if not was_there:
+            _train_task(spec)
+        score = read_json(head_dir / "config.json")["val"]
+    except RuntimeError as error:
+        if "non-finite" not in str(error):
+            raise
+        score = {"R@1": 0.0, "MnR": 1e9}  # the rate is too high: training diverged
+    write_json(_kept(spec, "val"), score)
+    if not was_there:
+        from pipeline.train.finetune import tuned_encoder
+
+        tuned_store = workspace.features_dir(spec.dataset, tuned_encoder(spec.encoder, run_name(spec)))
+        for folder in (tuned_store, head_dir):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _test_task(spec: RunSpec) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import refused, run
-from in_process import InProcess
+from table_runs import InProcess, result
 
 from dits_head.config import HeadConfig
 from pipeline.clip.stored import embed_queries
@@ -42,13 +42,6 @@ def reproduced(extracted):
     return workspace, chosen, written
 
 
-def result(ranks, clusters=(0, 0, 1, 2)):
-    """A run whose captions, two of them of video 0, reached these ranks."""
-    r1 = 100 * float(np.mean(np.array(ranks) == 1))
-    metrics = {"R@1": r1, "R@5": 100.0, "R@10": 100.0, "MdR": 1.0, "MnR": float(np.mean(ranks))}
-    return runs.Tested("run", metrics, np.array(ranks), np.array(clusters), 1.0, 2.0, 3.0, 4.0, {})
-
-
 def test_a_table_by_hand():
     """Two seeds of two systems: means, standard deviations with n - 1, and the difference second minus first."""
     table = Table("two", (Row("a", "xpool"), Row("b", "dits")))
@@ -65,7 +58,7 @@ def test_a_table_by_hand():
     assert b.difference == 50.0
     # video 1 is right in all four runs and video 0 gains 75: whatever is drawn, the difference lies between these
     assert 0.0 <= b.interval[0] < 50.0 < b.interval[1] <= 75.0
-    text = as_markdown(table, [a, b], False, "about")
+    text = as_markdown(table, [a, b], "about", [])
     assert "| a | 37.5 ± 17.7 |" in text
     assert "| +50.00 [" in text
 
@@ -82,7 +75,7 @@ def test_a_run_is_told_apart_by_its_features(reproduced):
 def test_what_the_features_do_not_allow_is_said_before_anything_is_trained(reproduced, caplog):
     workspace, chosen, _ = reproduced
     possible = possible_tables(workspace, chosen)
-    assert set(TABLES) - set(possible) == {"blocks"}  # no activations were kept
+    assert set(TABLES) - set(possible) == {"blocks", "joint"}  # no activations were kept
     assert "without table blocks: " in caplog.text
     assert "extract with --cache-blocks 1" in refused("reproduce", "--table", "blocks", "--workspace", workspace.root)
     line = refused("reproduce", "--table", "5a", "--set", "T_prime=3", "--workspace", workspace.root)

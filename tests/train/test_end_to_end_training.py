@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from in_process import InProcess
 from safetensors.torch import load_file
+from table_runs import InProcess
 from typer.testing import CliRunner
 
 import cli
