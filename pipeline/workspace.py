@@ -17,7 +17,7 @@ def safe_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder that all stages meet in; the layout is documented in docs/formats.md."""
+    """The folder that all stages meet in; the layout is documented in docs/reference/formats.md."""
 
     root: Path
 
