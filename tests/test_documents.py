@@ -42,7 +42,7 @@ def test_commands_and_options(document):
     names = "|".join(COMMANDS)
     code = re.findall(r"`([^`\n]+)`", text) + [
         line
-        for block in re.findall(r"^```\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+        for block in re.findall(r"^```(?:bash)?\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
         for line in block.split("\n")
     ]
     wrong = []
