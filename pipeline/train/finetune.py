@@ -19,7 +19,7 @@ from dits_head.joint import JointModel, layerwise_groups
 from pipeline.clip.stored import encoder_of
 from pipeline.errors import BadInput
 from pipeline.fingerprint import fingerprint
-from pipeline.resolve import Chosen, remember_store
+from pipeline.resolve import ResolvedStore, remember_store
 from pipeline.stores import checkpoints
 from pipeline.stores.atomic import atomic_write
 from pipeline.stores.features import FeatureStore
@@ -60,7 +60,7 @@ class TuneSettings:
             )
 
 
-def tune_settings(chosen: Chosen, how: int | str, **given: Any) -> TuneSettings:
+def tune_settings(chosen: ResolvedStore, how: int | str, **given: Any) -> TuneSettings:
     """how: so many top blocks, "all" of them, or "end-to-end". `given` comes before the preset's."""
     if how == "all":
         how = depth(encoder_of(chosen.store, device="cpu", to_train=True).model)
@@ -70,7 +70,7 @@ def tune_settings(chosen: Chosen, how: int | str, **given: Any) -> TuneSettings:
 
 def train_with_clip(
     workspace: Workspace,
-    chosen: Chosen,
+    chosen: ResolvedStore,
     config: HeadConfig,
     settings: TrainSettings,
     tune: TuneSettings,
@@ -160,12 +160,12 @@ def tuned_encoder(encoder: str, run: str) -> str:
     return f"{encoder}+{run}"
 
 
-def remember_tuned(workspace: Workspace, chosen: Chosen, run: str) -> None:
+def remember_tuned(workspace: Workspace, chosen: ResolvedStore, run: str) -> None:
     """Let the commands that follow take the tuned run's store."""
     remember_store(workspace, chosen.dataset, tuned_encoder(chosen.encoder, run))
 
 
-def export_clip(workspace: Workspace, chosen: Chosen, run: str, out: Path) -> None:
+def export_clip(workspace: Workspace, chosen: ResolvedStore, run: str, out: Path) -> None:
     """Copy a tuned run's CLIP to `out`, a file that plain open_clip loads. Raises BadInput for an untuned run."""
     source = workspace.head_dir(chosen.dataset, run) / "clip.safetensors"
     if not source.exists():

@@ -22,7 +22,7 @@ from pipeline.clip.whole_clip import WholeClip
 from pipeline.errors import BadInput, UserError
 from pipeline.extract.driver import extract
 from pipeline.extract.settings import ExtractSettings, encoder_for, settings_of
-from pipeline.resolve import Chosen
+from pipeline.resolve import ResolvedStore
 from pipeline.stores.atomic import atomic_write
 from pipeline.stores.features import FeatureStore, TextFeatures, VideoFeatures
 from pipeline.stores.manifest import Manifest, VideoEntry, read_manifest
@@ -51,7 +51,7 @@ class Way(Protocol):
 class FromCache:
     """The top k blocks, started from the activations of the store's top K. Raises BadInput where k > K."""
 
-    def __init__(self, chosen: Chosen, k: int):
+    def __init__(self, chosen: ResolvedStore, k: int):
         cached = require_cached(chosen, k)
         self._store = chosen.store
         self._encoder = encoder_of(chosen.store, device="cpu", to_train=True)
@@ -98,7 +98,7 @@ class FromVideos:
     Raises BadInput for a file that is not there, and for a store whose captions were embedded in windows.
     """
 
-    def __init__(self, workspace: Workspace, chosen: Chosen):
+    def __init__(self, workspace: Workspace, chosen: ResolvedStore):
         store = chosen.store
         self._store, self._manifest = store, require_clips(workspace, chosen)
         self._jobs = {
@@ -131,7 +131,7 @@ class FromVideos:
         remember_tuned_encoder(path, self._store, clip)
 
 
-def require_cached(chosen: Chosen, k: int) -> int:
+def require_cached(chosen: ResolvedStore, k: int) -> int:
     """K, the depth of the store's activations. Raises BadInput where these do not reach the top k blocks."""
     cached = int(chosen.store.settings.get("cache_blocks", 0))
     if k > cached:
@@ -144,7 +144,7 @@ def require_cached(chosen: Chosen, k: int) -> int:
     return cached
 
 
-def require_clips(workspace: Workspace, chosen: Chosen) -> Manifest:
+def require_clips(workspace: Workspace, chosen: ResolvedStore) -> Manifest:
     """The store's clips, for training end to end. Raises BadInput for a file that is not there, and for captions that
     were embedded in windows."""
     if "long_captions" in chosen.store.settings:
@@ -157,7 +157,7 @@ def require_clips(workspace: Workspace, chosen: Chosen) -> Manifest:
     return manifest
 
 
-def clips_of(workspace: Workspace, chosen: Chosen) -> Manifest:
+def clips_of(workspace: Workspace, chosen: ResolvedStore) -> Manifest:
     """The manifest's clips that the store holds: where their files are, from when to when. Raises BadInput."""
     manifest = read_manifest(workspace.manifest_path(chosen.dataset))
     known: Mapping[str, VideoEntry] = {entry.video_id: entry for entry in manifest.entries}

@@ -22,7 +22,7 @@ from pipeline.errors import BadInput, FingerprintMismatch
 from pipeline.evaluate.metrics import retrieval_metrics
 from pipeline.fingerprint import describe_difference, fingerprint
 from pipeline.presets import PRESETS
-from pipeline.resolve import Chosen, open_head
+from pipeline.resolve import ResolvedStore, open_head
 from pipeline.stores import checkpoints
 from pipeline.stores.atomic import read_json
 from pipeline.train.batches import BatchSource, PairData, training_features
@@ -47,7 +47,7 @@ class Distillation:
 
 def train_head(
     workspace: Workspace,
-    chosen: Chosen,
+    chosen: ResolvedStore,
     config: HeadConfig,
     settings: TrainSettings,
     *,
@@ -114,7 +114,7 @@ def train_head(
 
 
 def new_head(
-    workspace: Workspace, chosen: Chosen, config: HeadConfig, seed: int, start_from: str | None
+    workspace: Workspace, chosen: ResolvedStore, config: HeadConfig, seed: int, start_from: str | None
 ) -> RetrievalHead:
     """An untrained head; its equally named weights are those of the run `start_from`."""
     torch.manual_seed(seed)
@@ -124,7 +124,9 @@ def new_head(
     return head
 
 
-def open_teacher(workspace: Workspace, chosen: Chosen, distill: Distillation, student: RetrievalHead) -> RetrievalHead:
+def open_teacher(
+    workspace: Workspace, chosen: ResolvedStore, distill: Distillation, student: RetrievalHead
+) -> RetrievalHead:
     """The trained head of `distill.run`; the student takes its equally named weights, pooling and temperature above
     all. Raises BadInput where one of the two aligns no text by itself."""
     teacher = open_head(workspace.head_dir(chosen.dataset, distill.run), chosen.store).head
@@ -235,14 +237,14 @@ def summary(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def recipe(chosen: Chosen, **given: Any) -> dict[str, Any]:
+def recipe(chosen: ResolvedStore, **given: Any) -> dict[str, Any]:
     """The preset of the data set and backbone, or the defaults, without a seed; what is `given` comes first."""
     values = asdict(TrainSettings()) | preset_of(chosen).get("train", {})
     del values["seed"]
     return values | {name: value for name, value in given.items() if value is not None}
 
 
-def preset_of(chosen: Chosen) -> dict[str, Any]:
+def preset_of(chosen: ResolvedStore) -> dict[str, Any]:
     """{"head": ..., "train": ..., "tune": ...} of the preset for this data set and model; empty where there is none."""
     for preset in PRESETS.values():
         if (preset.dataset, preset.model) == (chosen.dataset, chosen.store.settings["model"]):
@@ -250,7 +252,7 @@ def preset_of(chosen: Chosen) -> dict[str, Any]:
     return {}
 
 
-def preset_head(chosen: Chosen, head: str) -> dict[str, Any]:
+def preset_head(chosen: ResolvedStore, head: str) -> dict[str, Any]:
     """The preset's settings for this head: all of them if it is the preset's own, else those that every head shares.
     T-MASS learns a radius from the frames, so its size is that of the features."""
     preset = preset_of(chosen).get("head", {})
@@ -261,7 +263,9 @@ def preset_head(chosen: Chosen, head: str) -> dict[str, Any]:
     }
 
 
-def head_config(chosen: Chosen, head: str, options: Mapping[str, str], *, paper_literal: bool = False) -> HeadConfig:
+def head_config(
+    chosen: ResolvedStore, head: str, options: Mapping[str, str], *, paper_literal: bool = False
+) -> HeadConfig:
     """A HeadConfig from the preset and the command line's `--set name=value` pairs, which come first.
 
     Raises BadInput naming the field and the fix.
