@@ -17,13 +17,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.clip.activations import TOKEN_DTYPES, token_bytes
+from pipeline.clip.activations import token_bytes
 from pipeline.clip.encoder import Encoder, load_encoder
 from pipeline.datasets.manifests import dataset_manifest
 from pipeline.extract.cache_size import cache_bytes
 from pipeline.extract.driver import extract
 from pipeline.extract.settings import ExtractSettings
 from pipeline.presets import get_preset
+from pipeline.stores.activations import DTYPES as TOKEN_DTYPES
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.manifest import Manifest
 from pipeline.train.cached_inputs import CachedInputs

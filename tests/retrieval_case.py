@@ -1,14 +1,13 @@
 """A small feature store with real heads, for the tests of stage 3: every text resembles some frames of its video."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from dits_head.config import HeadConfig
 from dits_head.head import RetrievalHead, build_head
-from pipeline.stores.features import FeatureStore
+from pipeline.stores.features import FeatureStore, TextFeatures, VideoFeatures
 
 DIM, FRAMES = 32, 4
 SETTINGS = {"model": "toy", "embed_dim": DIM, "num_frames": FRAMES, "decoder": "none", "dtype": "float16"}
@@ -27,26 +26,26 @@ def add_videos(store: FeatureStore, ids: list[str], captions: int = 2, *, split:
     generator = np.random.default_rng(seed)
     frames = generator.standard_normal((len(ids), FRAMES, DIM)).astype(np.float32)
     mask = np.arange(FRAMES)[None] < generator.integers(2, FRAMES + 1, (len(ids), 1))
-    columns: dict[str, Any] = {
-        "video_id": ids,
-        "path": [f"/videos/{v}.mp4" for v in ids],
-        "split": [split] * len(ids),
-        "frame_embeds": frames.astype(np.float16),
-        "frame_mask": mask,
-        "frame_pts": np.where(mask, np.arange(FRAMES)[None] * 1.0, np.nan),
-    }
-    store.write_videos(columns, inputs=ids)
+    videos = VideoFeatures(
+        ids,
+        [f"/videos/{v}.mp4" for v in ids],
+        [split] * len(ids),
+        frames.astype(np.float16),
+        mask,
+        np.where(mask, np.arange(FRAMES)[None] * 1.0, np.nan),
+    )
+    store.write_videos(videos, inputs=ids)
     noise = generator.standard_normal((len(ids), captions, DIM))
     texts = (frames[:, :2].mean(1)[:, None] + 0.8 * noise).reshape(-1, DIM).astype(np.float32)
     owners = [v for v in ids for _ in range(captions)]
     store.write_texts(
-        {
-            "caption_id": [f"{v}#{i}" for v in ids for i in range(captions)],
-            "video_id": owners,
-            "split": [split] * len(owners),
-            "caption": [f"caption {i} of {v}" for v in ids for i in range(captions)],
-            "text_embeds": texts,
-        }
+        TextFeatures(
+            [f"{v}#{i}" for v in ids for i in range(captions)],
+            owners,
+            [split] * len(owners),
+            [f"caption {i} of {v}" for v in ids for i in range(captions)],
+            texts,
+        )
     )
 
 

@@ -8,15 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
     import torch
-
-
-TOKEN_DTYPES = ("float16", "int8")
 
 
 @dataclass
@@ -62,21 +57,6 @@ def require_cacheable(model: Any, name: str, k: int) -> None:
                 expected=f"1 to {len(transformer.resblocks)}",
                 got=k,
             )
-
-
-def to_int8(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float (..., W) -> int8 (..., W) and the scale of each token, float16 (...): value = int8 * scale."""
-    peak = np.abs(tokens).max(axis=-1, keepdims=True).astype(np.float32)
-    scale = np.maximum(peak / 127, np.finfo(np.float16).tiny).astype(np.float16)
-    return np.clip(np.rint(tokens / scale.astype(np.float32)), -127, 127).astype(np.int8), scale[..., 0]
-
-
-def stored_tokens(tokens: np.ndarray, dtype: str, name: str) -> dict[str, np.ndarray]:
-    """The columns that keep tokens (..., W): `<name>s` in float16, or int8 with `<name>_scale` beside it."""
-    if dtype == "float16":
-        return {f"{name}s": tokens.astype(np.float16)}
-    values, scale = to_int8(tokens)
-    return {f"{name}s": values, f"{name}_scale": scale}
 
 
 def token_bytes(model: Any, frames: int, text_tokens: int, dtype: str) -> int:

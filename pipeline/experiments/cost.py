@@ -34,6 +34,6 @@ def bytes_read(workspace: Workspace, chosen: ResolvedStore, record: dict[str, An
     videos, texts = chosen.store.videos(mmap=True), chosen.store.texts()
     columns: list[Any] = [videos.frame_embeds, texts.text_embeds]
     if tune:
-        columns += chosen.store.frame_tokens(videos.video_ids).values()
-        columns += chosen.store.text_tokens(texts.caption_ids).values()
+        columns += chosen.store.frame_activations(videos.video_ids).values()
+        columns += chosen.store.text_activations(texts.caption_ids).values()
     return sum(int(column.nbytes) for column in columns)

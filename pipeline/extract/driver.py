@@ -20,16 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.clip.activations import require_cacheable, stored_tokens
+from pipeline.clip.activations import require_cacheable
 from pipeline.clip.encoder import Encoder
 from pipeline.clip.text import encode_sentences, require_windows
 from pipeline.errors import BadInput, UserError
 from pipeline.extract.cache_size import cache_bytes, require_room
 from pipeline.extract.settings import ExtractSettings, encoder_for
 from pipeline.progress import progress
-from pipeline.stores.features import Failure, FeatureStore
+from pipeline.stores.activations import frame_columns, text_columns
+from pipeline.stores.features import Failure, FeatureStore, TextFeatures, VideoFeatures
 from pipeline.stores.manifest import SKIPPED, Manifest, VideoEntry
-from pipeline.stores.shards import Ragged, read_shard
+from pipeline.stores.shards import read_shard
 from pipeline.video.job import Job
 from pipeline.video.limits import DecodeFailure
 from pipeline.video.pool import Decoded, DecodePool
@@ -172,9 +173,9 @@ class _VideoShard:
         shape = (len(entries), settings.num_frames)
         self._embeds = np.zeros((*shape, encoder.dim), np.float16)
         self._pts = np.full(shape, np.nan)
-        self._tokens: np.ndarray | None = None
+        self._activations: np.ndarray | None = None
         if settings.cache_blocks:
-            self._tokens = np.zeros((*shape, *encoder.model.visual.positional_embedding.shape), np.float16)
+            self._activations = np.zeros((*shape, *encoder.model.visual.positional_embedding.shape), np.float16)
         self._done: list[VideoEntry] = []
         self._failures: list[Failure] = []
         self._decoders: dict[str, str] = {}
@@ -201,8 +202,8 @@ class _VideoShard:
     def _encode(self, count: int) -> None:
         places = tuple(np.array(self._places[:count]).T)
         frames, blocks = np.stack(self._pending[:count]), self._settings.cache_blocks
-        if self._tokens is not None:
-            encoded, self._tokens[places] = self._encoder.embed_frames_caching(frames, blocks)
+        if self._activations is not None:
+            encoded, self._activations[places] = self._encoder.embed_frames_caching(frames, blocks)
         else:
             encoded = self._encoder.embed_frames(frames)
         embeds = encoded.numpy()
@@ -218,22 +219,24 @@ class _VideoShard:
         if self._pending:
             self._encode(len(self._pending))
         rows = len(self._done)
-        columns: dict[str, Any] = {
-            "video_id": [entry.video_id for entry in self._done],
-            "path": [entry.path for entry in self._done],
-            "split": [entry.split for entry in self._done],
-            "frame_embeds": self._embeds[:rows],
-            "frame_mask": ~np.isnan(self._pts[:rows]),
-            "frame_pts": self._pts[:rows],
-        }
-        if self._tokens is not None:
-            columns |= stored_tokens(self._tokens[:rows], self._settings.token_dtype, "frame_token")
+        videos = VideoFeatures(
+            [entry.video_id for entry in self._done],
+            [entry.path for entry in self._done],
+            [entry.split for entry in self._done],
+            self._embeds[:rows],
+            ~np.isnan(self._pts[:rows]),
+            self._pts[:rows],
+        )
+        cached = None
+        if self._activations is not None:
+            cached = frame_columns(self._activations[:rows], self._settings.token_dtype)
         mixed = len(set(self._decoders.values())) > 1 or self._settings.allow_mixed_decoders
         store.write_videos(
-            columns,
+            videos,
             inputs=[*(entry.video_id for entry in self.entries), *(row["path"] for row in skipped)],
             failures=self._failures,
             skipped=[row["path"] for row in skipped],
+            activations=cached,
             extra={
                 "skip_reasons": {row["path"]: row["reason"] for row in skipped},
                 "notes": self._notes,
@@ -258,27 +261,22 @@ def _extract_texts(manifest: Manifest, store: FeatureStore, settings: ExtractSet
     embed = _remembering(encoder, shards, settings)
     with progress("captions") as step:
         for number, shard in enumerate(shards, start=1):
-            columns: dict[str, Any] = {
-                "caption_id": [caption_id for caption_id, _, _ in shard],
-                "video_id": [entry.video_id for _, entry, _ in shard],
-                "split": [entry.split for _, entry, _ in shard],
-                "caption": [caption for _, _, caption in shard],
-                **_text_columns(encoder, [caption for _, _, caption in shard], settings, embed),
-            }
-            store.write_texts(columns)
+            captions = [caption for _, _, caption in shard]
+            if settings.cache_blocks:
+                vectors, cached = encode_sentences(encoder, captions, settings.text_batch_size, settings.cache_blocks)
+                embeds, activations = vectors.numpy(), text_columns(cached, settings.token_dtype)
+            else:
+                embeds, activations = embed(captions), None
+            texts = TextFeatures(
+                [caption_id for caption_id, _, _ in shard],
+                [entry.video_id for _, entry, _ in shard],
+                [entry.split for _, entry, _ in shard],
+                captions,
+                embeds,
+            )
+            store.write_texts(texts, activations=activations)
             step(min(number * settings.text_shard_size, len(rows)), len(rows))
     return len(rows)
-
-
-def _text_columns(
-    encoder: Encoder, captions: Sequence[str], settings: ExtractSettings, embed: Callable[[Sequence[str]], np.ndarray]
-) -> dict[str, Any]:
-    if not settings.cache_blocks:
-        return {"text_embeds": embed(captions)}
-    embeds, tokens = encode_sentences(encoder, captions, settings.text_batch_size, settings.cache_blocks)
-    offsets = np.concatenate([[0], np.cumsum([len(part) for part in tokens])]).astype(np.int64)
-    stored = stored_tokens(np.concatenate(tokens), settings.token_dtype, "text_token")
-    return {"text_embeds": embeds.numpy()} | {name: Ragged(values, offsets) for name, values in stored.items()}
 
 
 def _captions_in(store: FeatureStore) -> Iterator[tuple[str, str]]:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.clip.activations import TOKEN_DTYPES
 from pipeline.clip.encoder import Encoder, load_encoder
 from pipeline.errors import BadInput
 from pipeline.frame_size import FrameSize
+from pipeline.stores.activations import DTYPES as TOKEN_DTYPES
 from pipeline.stores.atomic import read_json
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.shards import SUFFIXES

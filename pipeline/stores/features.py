@@ -28,6 +28,22 @@ from pipeline.stores.mapped import MappedRagged, MappedRows
 from pipeline.stores.shards import SUFFIXES, Column, read_marker, read_shard, verify_shard, write_shard
 
 FORMAT_VERSION = 1
+# Columns on disk -> fields: what is written, and read back.
+VIDEO_COLUMNS = {
+    "video_id": "video_ids",
+    "path": "paths",
+    "split": "splits",
+    "frame_embeds": "frame_embeds",
+    "frame_mask": "frame_mask",
+    "frame_pts": "frame_pts",
+}
+TEXT_COLUMNS = {
+    "caption_id": "caption_ids",
+    "video_id": "video_ids",
+    "split": "splits",
+    "caption": "captions",
+    "text_embeds": "text_embeds",
+}
 
 
 @dataclass(frozen=True)
@@ -185,15 +201,27 @@ class FeatureStore:
 
     def write_videos(
         self,
-        columns: Mapping[str, Column],
+        videos: VideoFeatures,
         *,
         inputs: Sequence[str],
         failures: Sequence[Failure] = (),
         skipped: Sequence[str] = (),
+        activations: Mapping[str, Column] | None = None,
         extra: Mapping[str, Any] | None = None,
-    ) -> Path | None:
-        """Write the next video shard and its account; ValueError when inputs != done + failed + skipped."""
-        done = list(columns["video_id"])  # type: ignore[arg-type]
+    ) -> Path:
+        """Write the next video shard and its account.
+
+        Args:
+            videos: the videos that are done; `videos()` reads them back.
+            inputs: ids of all videos given to the shard.
+            failures, skipped: those of them that are not done.
+            activations: columns of `activations.frame_columns`, V rows each.
+            extra: what the marker says besides.
+
+        Raises:
+            ValueError: inputs != done + failed + skipped.
+        """
+        done = videos.video_ids
         account = [*done, *(failure.video_id for failure in failures), *skipped]
         if sorted(account) != sorted(inputs):
             raise ValueError(f"{len(inputs)} inputs, but {len(account)} accounted for: a video would be lost silently")
@@ -203,10 +231,11 @@ class FeatureStore:
             "counts": {"inputs": len(inputs), "done": len(done), "failed": len(failures), "skipped": len(skipped)},
             **(extra or {}),
         }
-        return self._write_next("videos", columns, marker)
+        return self._write_next("videos", _stored(videos, VIDEO_COLUMNS) | dict(activations or {}), marker)
 
-    def write_texts(self, columns: Mapping[str, Column]) -> Path:
-        return self._write_next("texts", columns, {})
+    def write_texts(self, texts: TextFeatures, *, activations: Mapping[str, Column] | None = None) -> Path:
+        """Write the next text shard; `texts()` reads it back. activations: columns of `activations.text_columns`."""
+        return self._write_next("texts", _stored(texts, TEXT_COLUMNS) | dict(activations or {}), {})
 
     def _write_next(self, kind: str, columns: Mapping[str, Column], marker: Mapping[str, Any]) -> Path:
         path = self.path / f"{kind}-{self.next_shard_index(kind):05d}{SUFFIXES[self.shard_format]}"
@@ -361,12 +390,12 @@ class FeatureStore:
             self._mapped("texts", "text_embeds")[rows].astype(np.float32),
         )
 
-    def frame_tokens(self, video_ids: Sequence[str]) -> dict[str, MappedRows]:
-        """The cached activations of these videos, in this order: frame_tokens, and frame_token_scale where int8."""
+    def frame_activations(self, video_ids: Sequence[str]) -> dict[str, MappedRows]:
+        """The columns that keep these videos' activations, in this order; `activations.restore` reads them."""
         columns = self._cached("videos", ("frame_tokens", "frame_token_scale"), video_ids)
         return {name: MappedRows(parts, places) for name, (parts, places) in columns.items()}
 
-    def text_tokens(self, caption_ids: Sequence[str]) -> dict[str, MappedRagged]:
+    def text_activations(self, caption_ids: Sequence[str]) -> dict[str, MappedRagged]:
         """The same for captions, each cut to its own length."""
         columns = self._cached("texts", ("text_tokens", "text_token_scale"), caption_ids)
         return {name: MappedRagged(parts, places) for name, (parts, places) in columns.items()}
@@ -381,6 +410,11 @@ class FeatureStore:
     def splits(self) -> list[str]:
         """The splits that have videos, each once."""
         return list(dict.fromkeys(self._splits("videos")))
+
+
+def _stored(features: VideoFeatures | TextFeatures, columns: Mapping[str, str]) -> dict[str, Column]:
+    """A shard's columns of features, by the names that they have on disk."""
+    return {name: getattr(features, field) for name, field in columns.items()}
 
 
 def _string_column(path: Path, name: str) -> list[str]:

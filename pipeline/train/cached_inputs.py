@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dits_head.clip_top import LowerBlocks, pad_rows
+from pipeline.stores.activations import FRAMES, TEXTS, restore
 from pipeline.stores.features import FeatureStore, TextFeatures, VideoFeatures
 from pipeline.stores.mapped import MappedRagged
 from pipeline.stores.shards import Ragged
@@ -32,8 +33,8 @@ class CachedInputs:
         lower: LowerBlocks | None = None,
         keep_bytes: int = 0,
     ):
-        self._of_frames = store.frame_tokens(videos.video_ids)
-        self._of_texts = store.text_tokens(texts.caption_ids) if len(texts) else {}
+        self._of_frames = store.frame_activations(videos.video_ids)
+        self._of_texts = store.text_activations(texts.caption_ids) if len(texts) else {}
         self._lower = lower if lower is not None and len(lower) else None
         frame_bytes = sum(column.nbytes for column in self._of_frames.values())
         if frame_bytes + sum(column.nbytes for column in self._of_texts.values()) > keep_bytes:
@@ -53,8 +54,8 @@ class CachedInputs:
         ]
         offsets = np.concatenate([[0], np.cumsum([len(one) for one in of_texts])]).astype(np.int64)
         places = np.stack([np.zeros(texts, np.int64), np.arange(texts)], axis=1)
-        self._of_frames = {"frame_tokens": frames}  # type: ignore[dict-item]
-        self._of_texts = {"text_tokens": MappedRagged([Ragged(np.concatenate(of_texts), offsets)], places)}
+        self._of_frames = {f"{FRAMES}s": frames}  # type: ignore[dict-item]
+        self._of_texts = {f"{TEXTS}s": MappedRagged([Ragged(np.concatenate(of_texts), offsets)], places)}
         self._lower = None
 
     def frame_inputs(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
@@ -63,8 +64,8 @@ class CachedInputs:
 
     @torch.no_grad()
     def _frame_activations(self, rows: np.ndarray) -> Tensor:
-        scale = self._of_frames["frame_token_scale"][rows] if "frame_token_scale" in self._of_frames else None
-        activations = _restored(self._of_frames["frame_tokens"][rows], scale)  # (n, F, L, W)
+        stored = {name: column[rows] for name, column in self._of_frames.items()}
+        activations = torch.from_numpy(restore(stored, FRAMES))  # (n, F, L, W)
         if self._lower is None:
             return activations
         advanced = self._lower.image(activations.flatten(0, 1).to(self._lower.device))  # (n * F, L, W)
@@ -73,18 +74,13 @@ class CachedInputs:
     @torch.no_grad()
     def text_inputs(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """n rows of captions -> (n, L, W) float32, the shorter ones padded; lengths (n,)."""
-        ragged = self._of_texts["text_tokens"].take(rows)
-        scale = self._of_texts["text_token_scale"].take(rows).values if "text_token_scale" in self._of_texts else None
-        activations, lengths = pad_rows(_restored(ragged.values, scale), torch.from_numpy(ragged.offsets))
+        stored = {name: column.take(rows) for name, column in self._of_texts.items()}
+        values = restore({name: ragged.values for name, ragged in stored.items()}, TEXTS)
+        offsets = next(iter(stored.values())).offsets
+        activations, lengths = pad_rows(torch.from_numpy(values), torch.from_numpy(offsets))
         if self._lower is not None:
             activations = self._lower.text(activations.to(self._lower.device)).half().float()
         return activations, lengths
-
-
-def _restored(stored: np.ndarray, scale: np.ndarray | None) -> Tensor:
-    """float16 as float32; int8 times the scale of each token."""
-    values = torch.from_numpy(np.ascontiguousarray(stored)).float()
-    return values if scale is None else values * torch.from_numpy(scale).float()[..., None]
 
 
 def _float16(activations: Tensor) -> np.ndarray:

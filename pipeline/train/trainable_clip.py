@@ -6,10 +6,10 @@ tuned CLIP.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 from safetensors.torch import save_file
@@ -91,11 +91,11 @@ class TrainableClip(ABC):
             block = videos.select(rows)
             if block.video_ids[0] not in done:
                 frame_embeds = embed_videos(self.towers, inputs, rows, self.device)
-                store.write_videos(_video_columns(block, frame_embeds), inputs=block.video_ids)
+                store.write_videos(replace(block, frame_embeds=frame_embeds), inputs=block.video_ids)
         written = len(store.shard_paths("texts"))
         for rows in blocks_of(len(texts), TEXT_SHARD)[written:]:
             text_embeds = embed_texts(self.towers, inputs, rows, self.device)
-            store.write_texts(_text_columns(texts.select(rows), text_embeds))
+            store.write_texts(replace(texts.select(rows), text_embeds=text_embeds))
 
 
 class CachedTopBlocks(TrainableClip):
@@ -196,24 +196,3 @@ def write_clip(model: nn.Module, path: Path, activation: str) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", ACTIVATION: activation})
-
-
-def _video_columns(videos: VideoFeatures, frame_embeds: np.ndarray) -> dict[str, Any]:
-    return {
-        "video_id": videos.video_ids,
-        "path": videos.paths,
-        "split": videos.splits,
-        "frame_embeds": frame_embeds,
-        "frame_mask": videos.frame_mask,
-        "frame_pts": videos.frame_pts,
-    }
-
-
-def _text_columns(texts: TextFeatures, text_embeds: np.ndarray) -> dict[str, Any]:
-    return {
-        "caption_id": texts.caption_ids,
-        "video_id": texts.video_ids,
-        "split": texts.splits,
-        "caption": texts.captions,
-        "text_embeds": text_embeds,
-    }

@@ -75,7 +75,7 @@ def test_more_is_extracted_with_the_settings_of_the_store(tmp_path):
     store = resolve_store(place.workspace).store
     assert settings_of(store).limits == settings.limits
     assert place.reindex(place.clips("new", "d.mp4")).added == 1
-    assert len(resolve_store(place.workspace).store.frame_tokens(["a.mp4", "d.mp4"])["frame_tokens"]) == 2
+    assert len(resolve_store(place.workspace).store.frame_activations(["a.mp4", "d.mp4"])["frame_tokens"]) == 2
 
 
 def test_an_index_of_a_head_from_a_folder_is_searched_and_reindexed_with_it(place, monkeypatch):

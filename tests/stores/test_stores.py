@@ -10,35 +10,35 @@ from hypothesis.extra import numpy as hnp
 
 from pipeline.errors import BadInput, CorruptShard, FingerprintMismatch, MissingData, StoreBusy
 from pipeline.stores.atomic import atomic_write
-from pipeline.stores.features import Failure, FeatureStore, text_to_video
+from pipeline.stores.features import Failure, FeatureStore, TextFeatures, VideoFeatures, text_to_video
 from pipeline.stores.manifest import Manifest, VideoEntry, read_manifest, write_manifest
 from pipeline.stores.shards import Ragged, read_shard, verify_shard, write_shard
 
 SETTINGS = {"model": "m", "embed_dim": 8, "num_frames": 3}
 
 
-def video_columns(ids, seed=0, split="train"):
+def video_features(ids, seed=0, split="train"):
     rng = np.random.default_rng(seed)
     count = len(ids)
-    return {
-        "video_id": list(ids),
-        "path": [f"{name}.mp4" for name in ids],
-        "split": [split] * count,
-        "frame_embeds": rng.standard_normal((count, 3, 8)).astype(np.float16),
-        "frame_mask": np.ones((count, 3), bool),
-        "frame_pts": np.tile(np.arange(3.0), (count, 1)),
-    }
+    return VideoFeatures(
+        list(ids),
+        [f"{name}.mp4" for name in ids],
+        [split] * count,
+        rng.standard_normal((count, 3, 8)).astype(np.float16),
+        np.ones((count, 3), bool),
+        np.tile(np.arange(3.0), (count, 1)),
+    )
 
 
-def text_columns(video_ids, split="train", seed=1):
+def text_features(video_ids, split="train", seed=1):
     rng = np.random.default_rng(seed)
-    return {
-        "caption_id": [f"{name}#0" for name in video_ids],
-        "video_id": list(video_ids),
-        "split": [split] * len(video_ids),
-        "caption": [f"about {name}" for name in video_ids],
-        "text_embeds": rng.standard_normal((len(video_ids), 8)).astype(np.float16),
-    }
+    return TextFeatures(
+        [f"{name}#0" for name in video_ids],
+        list(video_ids),
+        [split] * len(video_ids),
+        [f"about {name}" for name in video_ids],
+        rng.standard_normal((len(video_ids), 8)).astype(np.float16),
+    )
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".parquet"])
@@ -74,7 +74,7 @@ def test_shard_round_trip_is_exact(tmp_path_factory, suffix, mmap, array, data):
 
 def test_shard_without_marker_or_cut_short_is_refused(tmp_path):
     path = tmp_path / "videos-00000.h5"
-    write_shard(path, video_columns(["a", "b"]), marker={})
+    write_shard(path, {"video_id": ["a", "b"], "x": np.arange(48.0).reshape(2, 24)}, marker={})
     whole = path.read_bytes()
     path.write_bytes(whole[:-10])
     with pytest.raises(CorruptShard, match="damaged"):
@@ -103,28 +103,28 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
 def test_store_accounts_for_every_video_and_later_shards_win(tmp_path, shard_format):
     store = FeatureStore.create(tmp_path / "s", SETTINGS, shard_format=shard_format)
     failure = Failure("c", "c.mp4", "decode", "InvalidDataError", "broken")
-    store.write_videos(video_columns(["a", "b"]), inputs=["a", "b", "c", "d"], failures=[failure], skipped=["d"])
-    store.write_texts(text_columns(["a", "b", "c"]))
+    store.write_videos(video_features(["a", "b"]), inputs=["a", "b", "c", "d"], failures=[failure], skipped=["d"])
+    store.write_texts(text_features(["a", "b", "c"]))
     assert store.covered() == {"a": "done", "b": "done", "c": "failed", "d": "skipped"}
     assert store.failures() == [failure]
     assert store.texts().video_ids == ["a", "b"]  # c has no features, so its caption is no query
 
-    retried = video_columns(["c"], seed=2)
+    retried = video_features(["c"], seed=2)
     store.write_videos(retried, inputs=["c"])
     fresh = FeatureStore.open(store.path)
     assert fresh.failures() == []
     videos, texts = fresh.videos(), fresh.texts()
     assert videos.video_ids == ["a", "b", "c"]
-    assert np.array_equal(videos.frame_embeds[2], retried["frame_embeds"][0])
+    assert np.array_equal(videos.frame_embeds[2], retried.frame_embeds[0])
     assert text_to_video(texts, videos).tolist() == [0, 1, 2]
 
-    again = video_columns(["a"], seed=3)
+    again = video_features(["a"], seed=3)
     fresh.write_videos(again, inputs=["a"])
     videos = FeatureStore.open(store.path).videos()
     assert videos.video_ids == ["a", "b", "c"]
-    assert np.array_equal(videos.frame_embeds[0], again["frame_embeds"][0])
+    assert np.array_equal(videos.frame_embeds[0], again.frame_embeds[0])
     with pytest.raises(ValueError, match="lost silently"):
-        fresh.write_videos(video_columns(["x"]), inputs=["x", "y"])
+        fresh.write_videos(video_features(["x"]), inputs=["x", "y"])
 
 
 def test_store_refuses_other_settings_and_a_second_writer(tmp_path):

@@ -8,7 +8,6 @@ import torch
 
 from dits_head.clip_top import ClipTop, LowerBlocks
 from dits_head.config import HeadConfig
-from pipeline.clip.activations import to_int8
 from pipeline.clip.encoder import load_encoder
 from pipeline.clip.text import encode_sentences
 from pipeline.datasets.manifests import dataset_manifest
@@ -17,6 +16,7 @@ from pipeline.evaluate.metrics import retrieval_metrics
 from pipeline.extract.corpus import extract_manifest
 from pipeline.extract.settings import ExtractSettings
 from pipeline.resolve import resolve_head, resolve_store
+from pipeline.stores.activations import quantise
 from pipeline.stores.features import FeatureStore
 from pipeline.train.cached_inputs import CachedInputs
 from pipeline.train.finetune import FinetuneTask, TuneSettings, export_clip, remember_tuned
@@ -58,7 +58,7 @@ def same(found, expected):
 
 def test_int8_tokens_are_close():
     tokens = np.random.default_rng(0).standard_normal((5, 7, 64)).astype(np.float32)
-    values, scale = to_int8(tokens)
+    values, scale = quantise(tokens)
     restored = values * scale[..., None].astype(np.float32)
     assert values.dtype == np.int8
     assert np.abs(restored - tokens).max() <= np.abs(tokens).max() / 127
