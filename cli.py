@@ -24,6 +24,7 @@ from pipeline.commands.export_clip import export_clip
 from pipeline.commands.extract import extract
 from pipeline.commands.figures import figures
 from pipeline.commands.group import Commands, log_to_file, print_version, show_less
+from pipeline.commands.import_features import import_features
 from pipeline.commands.index import index
 from pipeline.commands.presets import presets
 from pipeline.commands.reindex import reindex
@@ -55,6 +56,7 @@ def common(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "extract": extract,
+    "import-features": import_features,
     "train-head": train_head,
     "index": index,
     "evaluate": evaluate,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.clip.encoder import Encoder, load_encoder
+from pipeline.errors import MissingData
 from pipeline.stores.atomic import read_json, write_json
 from pipeline.stores.features import FeatureStore
 
@@ -45,6 +46,11 @@ def encoder_of(store: FeatureStore, device: str = "auto", *, to_train: bool = Fa
 
     Raises FingerprintMismatch when what is found now is another.
     """
+    if not (store.path / "encoder.json").exists():
+        raise MissingData(
+            f"{store.path} holds imported features whose encoder was not named, so no sentence can be embedded",
+            fix="import them again with --model NAME --pretrained TAG|FILE",
+        )
     about = read_json(store.path / "encoder.json")
     dtype = store.settings["dtype"] if about["precision"] == "auto" else about["precision"]
     encoder = load_encoder(

@@ -89,7 +89,10 @@ def import_features(
 
 def _gathered(source: Path, num_frames: int) -> FeatureArchive:
     """One file a video -> the arrays of a corpus, sampled while they are read so that memory holds the result alone."""
-    ids, embeds, captions, owners = [], [], [], []
+    ids: list[str] = []
+    embeds: list[np.ndarray] = []
+    captions: list[str] = []
+    owners: list[int] = []
     for video in read_videos(source):
         if embeds and video.frame_embeds.shape[1] != embeds[0].shape[1]:
             raise BadInput(

@@ -29,13 +29,13 @@ def arrays(videos: int = 6, frames: int = 5, width: int = 8) -> dict[str, np.nda
 
 def saved(path: Path, **changes: np.ndarray | None) -> Path:
     values = {name: value for name, value in (arrays() | changes).items() if value is not None}
-    np.savez(path, **values)
+    np.savez(path, **values)  # type: ignore[arg-type]
     return path
 
 
 def test_an_archive_comes_back_as_it_was(tmp_path):
     given = arrays()
-    np.savez(tmp_path / "made.npz", **given)
+    saved(tmp_path / "made.npz", **given)
     report = import_features(tmp_path / "made.npz", tmp_path / "store", num_frames=5)
     store = FeatureStore.open(tmp_path / "store")
     videos, texts = store.videos(), store.texts()
