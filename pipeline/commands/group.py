@@ -17,7 +17,7 @@ import typer
 import typer.core
 import typer.exceptions
 
-from pipeline.errors import BadInput, UserError
+from pipeline.errors import BadInput, MissingData, UserError
 
 log = logging.getLogger("pipeline")  # a handler here gets the records of every room
 MISTAKE, INTERNAL, INTERRUPTED = 2, 70, 130  # 70: EX_SOFTWARE of sysexits.h
@@ -43,8 +43,12 @@ class Commands(typer.core.TyperGroup):
             except UserError as error:
                 code = report(error, MISTAKE, "--json" in given)
             except Exception as error:
-                log.error(traceback.format_exc().rstrip())
-                code = report(error, INTERNAL, "--json" in given)
+                if library := absent_library(error):
+                    absent = MissingData(f"{library} is not installed", fix="pip install 'dits-retrieval[cpu]'")
+                    code = report(absent, MISTAKE, "--json" in given)
+                else:
+                    log.error(traceback.format_exc().rstrip())
+                    code = report(error, INTERNAL, "--json" in given)
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: Any) -> Any:
@@ -65,6 +69,12 @@ def report(error: Exception, code: int, as_json: bool) -> int:
     else:
         log.error(f"error: {error}")
     return code
+
+
+def absent_library(error: Exception) -> str | None:
+    """The library of an extra that an import did not find; None for any other error."""
+    name = str(error.name).partition(".")[0] if isinstance(error, ModuleNotFoundError) else None
+    return None if name in ("pipeline", "dits_head", "cli") else name
 
 
 def require_text(arguments: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 from clip_maker import make_clip
@@ -185,3 +186,11 @@ def test_quiet_and_a_log_file(extracted, tmp_path):
     kept = log.read_text().splitlines()
     assert "INFO pipeline.evaluate.evaluation: exhaustive: " in kept[0]
     assert "ERROR pipeline: error: no split" in kept[-1]
+
+
+def test_an_extra_that_is_not_installed_is_one_line_that_names_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "faiss", None)  # what `import faiss` meets where it is absent
+    monkeypatch.delitem(sys.modules, "pipeline.retrieve.index", raising=False)
+    monkeypatch.delitem(sys.modules, "pipeline.retrieve.corpus", raising=False)
+    line = refused("index", "--workspace", tmp_path)
+    assert line == "error: faiss is not installed. Fix: pip install 'dits-retrieval[cpu]'"
