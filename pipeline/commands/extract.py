@@ -94,6 +94,10 @@ def extract(
         float, typer.Option(max=1e9, help="Decoding time after which a video counts as failed")
     ] = 120.0,
     max_duration: Annotated[float, typer.Option(max=1e9, help="Longest video in seconds")] = 14400.0,
+    allow_private: Annotated[
+        bool,
+        typer.Option("--allow-private", help="Let http(s) URLs redirect, and lead to private or loopback addresses"),
+    ] = False,
     benchmark: Annotated[
         bool, typer.Option("--benchmark", help="Only measure the rates of decoding and encoding, and the bottleneck")
     ] = False,
@@ -139,7 +143,7 @@ def extract(
     settings = ExtractSettings(**filled(ExtractSettings, given), limits=Limits(**filled(Limits, given)))
     place = Workspace.locate(workspace)
     if source:
-        manifest = source_manifest(source)
+        manifest = source_manifest(source, allow_private)
     else:
         manifest = dataset_manifest(place, dataset, videos, annotations, captions, options)
     if benchmark:
