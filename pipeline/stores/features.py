@@ -5,8 +5,8 @@
     texts-00000.h5      caption_id, video_id, split, caption, text_embeds [, text_tokens ...]
     failures.parquet    one row a video that could not be extracted; rebuilt from the shards' markers
 
-Each video shard's marker says what became of every video given to it, so that inputs = done + failed + skipped can be
-added up over the store at any time. A video may stand in several shards (a retry); the later shard wins.
+Each video shard's marker records the outcome of every input video, so inputs = done + failed + skipped holds per
+shard. A retried video may appear in several shards; the latest one takes precedence.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ from pipeline.stores.mapped import MappedRagged, MappedRows
 from pipeline.stores.shards import SUFFIXES, Column, read_marker, read_shard, verify_shard, write_shard
 
 FORMAT_VERSION = 1
-# Columns on disk -> fields: what is written, and read back.
+# On-disk column name -> dataclass field.
 VIDEO_COLUMNS = {
     "video_id": "video_ids",
     "path": "paths",
@@ -48,27 +48,31 @@ TEXT_COLUMNS = {
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a video has no features; `attempts` counts the tries so far."""
+    """A failed attempt to extract the features of a video."""
 
     video_id: str
     path: str
     step: str
+    """Extraction step that failed."""
     error_class: str
     message: str
     attempts: int = 1
+    """Number of attempts so far."""
 
 
 @dataclass(frozen=True)
 class VideoFeatures:
-    """V videos of F frames: frame_embeds (V, F, D) float16; frame_mask (V, F) bool, True where there is a frame;
-    frame_pts (V, F) float64 presentation time in seconds, NaN where there is none."""
+    """Frame features of V videos with F frames each."""
 
     video_ids: list[str]
     paths: list[str]
     splits: list[str]
     frame_embeds: np.ndarray
+    """(V, F, D) float16."""
     frame_mask: np.ndarray
+    """(V, F) bool, True for valid frames."""
     frame_pts: np.ndarray
+    """(V, F) float64, presentation time in seconds; NaN for missing frames."""
 
     def __len__(self) -> int:
         return len(self.video_ids)
@@ -79,13 +83,15 @@ class VideoFeatures:
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """T captions: text_embeds (T, D) float32; video_ids name the video that each belongs to."""
+    """Text features of T captions."""
 
     caption_ids: list[str]
     video_ids: list[str]
+    """Video that each caption describes."""
     splits: list[str]
     captions: list[str]
     text_embeds: np.ndarray
+    """(T, D) float32."""
 
     def __len__(self) -> int:
         return len(self.caption_ids)
@@ -95,13 +101,24 @@ class TextFeatures:
 
 
 def text_to_video(texts: TextFeatures, videos: VideoFeatures) -> np.ndarray:
-    """(T,) int64: the row in `videos` of each caption's video (texts and videos of the same split)."""
+    """Map each caption to the row of its video.
+
+    Args:
+        texts: T captions.
+        videos: videos of the same split as `texts`.
+
+    Returns:
+        (T,) int64 row indices into `videos`.
+
+    Raises:
+        KeyError: a caption's video is not in `videos`.
+    """
     row = {video_id: index for index, video_id in enumerate(videos.video_ids)}
     return np.array([row[video_id] for video_id in texts.video_ids], dtype=np.int64)
 
 
 class FeatureStore:
-    """Open with `create` (to write) or `open` (to read)."""
+    """Sharded on-disk store of video and text features; use `create` for writing and `open` for reading."""
 
     def __init__(self, path: Path, about: Mapping[str, Any]):
         self.path = Path(path)
@@ -113,7 +130,18 @@ class FeatureStore:
     def create(
         cls, path: Path, settings: Mapping[str, Any], *, shard_format: str = "hdf5", media_root: str = ""
     ) -> "FeatureStore":
-        """Make the store, or open the one that is there if it has the same settings (else FingerprintMismatch)."""
+        """Create a store, or open the existing one at `path`.
+
+        Args:
+            path: folder of the store.
+            settings: extraction settings, which determine the fingerprint.
+            shard_format: "hdf5" or "parquet"; ignored if the store exists.
+            media_root: folder that video paths are relative to; ignored if the store exists.
+
+        Raises:
+            BadInput: unknown shard format, or an unsupported store format version.
+            FingerprintMismatch: the existing store has other settings.
+        """
         if shard_format not in SUFFIXES:
             raise BadInput("unknown shard format", expected=sorted(SUFFIXES), got=repr(shard_format))
         path = Path(path)
@@ -133,7 +161,12 @@ class FeatureStore:
 
     @classmethod
     def open(cls, path: Path) -> "FeatureStore":
-        """Raises MissingData when there is no store at `path`."""
+        """Open an existing store.
+
+        Raises:
+            MissingData: there is no store at `path`.
+            BadInput: the store has an unsupported format version.
+        """
         if not (Path(path) / "store.json").exists():
             raise MissingData(f"no feature store at {path}", fix="run `python cli.py extract` first")
         about = read_json(Path(path) / "store.json")
@@ -146,7 +179,7 @@ class FeatureStore:
             )
         return cls(path, about)
 
-    # -- what it is
+    # -- properties
 
     @property
     def fingerprint(self) -> str:
@@ -162,11 +195,11 @@ class FeatureStore:
 
     @property
     def cache_settings(self) -> dict[str, Any]:
-        """The settings that say which activations are cached: no embedding depends on them."""
+        """Activation-cache settings; they do not affect embeddings."""
         return {name: self.settings.get(name) for name in ("cache_blocks", "token_dtype") if name in self.settings}
 
     def require(self, settings: Mapping[str, Any], purpose: str) -> None:
-        """Refuse to mix: FingerprintMismatch naming each setting that differs."""
+        """Raise FingerprintMismatch, listing the differences, unless the store was made with `settings`."""
         if difference := describe_difference(self.settings, settings):
             raise FingerprintMismatch(
                 f"cannot {purpose}: {self.path} was made with other settings ({difference})",
@@ -176,15 +209,21 @@ class FeatureStore:
     # -- writing
 
     def move_media(self, root: str) -> None:
-        """Note that the videos lie in another folder now."""
+        """Update the stored media root; no files are moved."""
         write_json(self.path / "store.json", {**read_json(self.path / "store.json"), "media_root": root})
         self.media_root = root
 
     @contextmanager
     def lock(self, timeout: float = 0) -> Iterator[None]:
-        """One writer at a time, over processes; StoreBusy after `timeout` seconds. A killed holder's lock is free.
+        """Hold the inter-process write lock and remove temporary files of interrupted writers.
 
-        Whatever a killed writer left half-written is removed.
+        The lock is released automatically if the process is killed.
+
+        Args:
+            timeout: seconds to wait for the lock.
+
+        Raises:
+            StoreBusy: another process still holds the lock after `timeout`.
         """
         held = filelock.FileLock(self.path / ".lock", timeout=timeout)
         try:
@@ -209,14 +248,18 @@ class FeatureStore:
         activations: Mapping[str, Column] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> Path:
-        """Write the next video shard and its account.
+        """Write the next video shard and its marker.
 
         Args:
-            videos: the videos that are done; `videos()` reads them back.
-            inputs: ids of all videos given to the shard.
-            failures, skipped: those of them that are not done.
-            activations: columns of `activations.frame_columns`, V rows each.
-            extra: what the marker says besides.
+            videos: features of the V successfully extracted videos.
+            inputs: ids of all videos assigned to the shard.
+            failures: inputs that failed.
+            skipped: ids of inputs that were skipped.
+            activations: columns from `activations.frame_columns`, V rows each.
+            extra: additional marker fields.
+
+        Returns:
+            Path of the shard.
 
         Raises:
             ValueError: inputs != done + failed + skipped.
@@ -234,7 +277,7 @@ class FeatureStore:
         return self._write_next("videos", _stored(videos, VIDEO_COLUMNS) | dict(activations or {}), marker)
 
     def write_texts(self, texts: TextFeatures, *, activations: Mapping[str, Column] | None = None) -> Path:
-        """Write the next text shard; `texts()` reads it back. activations: columns of `activations.text_columns`."""
+        """Write the next text shard, with optional columns from `activations.text_columns`; return its path."""
         return self._write_next("texts", _stored(texts, TEXT_COLUMNS) | dict(activations or {}), {})
 
     def _write_next(self, kind: str, columns: Mapping[str, Column], marker: Mapping[str, Any]) -> Path:
@@ -247,8 +290,14 @@ class FeatureStore:
         return max((int(path.stem.split("-")[1]) for path in self.shard_paths(kind)), default=-1) + 1
 
     def amend(self, video_splits: Mapping[str, str], caption_splits: Mapping[str, str]) -> None:
-        """Let these videos and their captions be what a manifest says now: of these splits, and without the captions
-        that it does not name. Shards stay as they are; what differs from them stands in amendments.json."""
+        """Override stored splits and hide withdrawn captions, without rewriting shards.
+
+        Captions of the given videos that `caption_splits` omits are hidden. Overrides are saved in amendments.json.
+
+        Args:
+            video_splits: video_id -> split.
+            caption_splits: caption_id -> split.
+        """
         old = self._amendments
         now: dict[str, Any] = {"video_splits": {}, "caption_splits": {}, "withdrawn": []}
         for name, split in self._recorded_splits("videos"):
@@ -267,15 +316,15 @@ class FeatureStore:
             write_json(self.path / "amendments.json", now)
             vars(self).pop("_amendments", None)
 
-    # -- the account
+    # -- status
 
     def shard_paths(self, kind: str) -> list[Path]:
-        """Finished shards ("videos" or "texts"), in the order in which they were written."""
+        """List the finished shards of `kind` ("videos" or "texts") in write order."""
         suffix = SUFFIXES[self.shard_format]
         return [marker.with_suffix(suffix) for marker in sorted(self.path.glob(f"{kind}-*.json"))]
 
     def covered(self) -> dict[str, str]:
-        """video_id -> "done", "failed" or "skipped"; a later shard wins, but a failed retry undoes nothing done."""
+        """Return video_id -> "done", "failed" or "skipped"; the latest shard wins, but "done" is final."""
         status: dict[str, str] = {}
         for path in self.shard_paths("videos"):
             marker = read_marker(path)
@@ -289,7 +338,7 @@ class FeatureStore:
         return status
 
     def failures(self) -> list[Failure]:
-        """The failures that still stand, the last attempt of each."""
+        """Return the latest failure of each video that is still failed."""
         status = self.covered()
         last: dict[str, Failure] = {}
         for path in self.shard_paths("videos"):
@@ -306,7 +355,7 @@ class FeatureStore:
             pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
 
     def verify(self) -> None:
-        """Read everything and compare checksums; CorruptShard names the first that is wrong."""
+        """Check every shard's checksum; raise CorruptShard at the first mismatch."""
         for kind in ("videos", "texts"):
             for path in self.shard_paths(kind):
                 verify_shard(path)
@@ -354,7 +403,15 @@ class FeatureStore:
         return [now.get(name, split) for name, split in self._recorded_splits(kind)]
 
     def videos(self, split: str | None = None, *, mmap: bool = False) -> VideoFeatures:
-        """Every done video, or those of one split. With mmap the embeddings stay on disk (a MappedRows)."""
+        """Read the features of extracted videos.
+
+        Args:
+            split: read this split only; None reads all.
+            mmap: keep `frame_embeds` on disk as a MappedRows.
+
+        Raises:
+            MissingData: the store has no video shard.
+        """
         columns = {name: self._mapped("videos", name) for name in ("frame_embeds", "frame_mask", "frame_pts")}
         splits = self._splits("videos")
         rows = np.arange(len(splits)) if split is None else _where(splits, split)
@@ -369,7 +426,7 @@ class FeatureStore:
         )
 
     def texts(self, split: str | None = None) -> TextFeatures:
-        """Captions of videos that are done, or of one split. A store without captions gives none."""
+        """Read the captions of extracted videos, optionally of one split; empty if the store has no captions."""
         if not self.shard_paths("texts"):
             return TextFeatures([], [], [], [], np.zeros((0, self.dim), np.float32))
         caption_ids, video_ids = list(self._rows["texts"]), self._strings("texts", "video_id")
@@ -391,12 +448,12 @@ class FeatureStore:
         )
 
     def frame_activations(self, video_ids: Sequence[str]) -> dict[str, MappedRows]:
-        """The columns that keep these videos' activations, in this order; `activations.restore` reads them."""
+        """Return the cached activation columns of the given videos, in order; decode with `activations.restore`."""
         columns = self._cached("videos", ("frame_tokens", "frame_token_scale"), video_ids)
         return {name: MappedRows(parts, places) for name, (parts, places) in columns.items()}
 
     def text_activations(self, caption_ids: Sequence[str]) -> dict[str, MappedRagged]:
-        """The same for captions, each cut to its own length."""
+        """Return the cached activation columns of the given captions, as ragged rows without padding."""
         columns = self._cached("texts", ("text_tokens", "text_token_scale"), caption_ids)
         return {name: MappedRagged(parts, places) for name, (parts, places) in columns.items()}
 
@@ -408,7 +465,7 @@ class FeatureStore:
         return {name: ([read_shard(path, [name], mmap=True)[name] for path in paths], places) for name in there}
 
     def splits(self) -> list[str]:
-        """The splits that have videos, each once."""
+        """List the distinct splits that have videos."""
         return list(dict.fromkeys(self._splits("videos")))
 
 
