@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.frame_size import FrameSize
 from pipeline.video.decode_ffmpeg import executable
-from pipeline.video.decode_pyav import Wish, decode_clip
+from pipeline.video.decode_pyav import FrameRequest, decode_clip
 from pipeline.video.frames import fit
 from pipeline.video.sampling import middle_indices
 
@@ -54,7 +54,7 @@ def make(path: Path, seconds: int, options: list[str]) -> None:
 
 
 def selective(path: Path, _: int) -> np.ndarray:
-    return decode_clip(str(path), Wish(FRAMES, SIZE)).frames
+    return decode_clip(str(path), FrameRequest(FRAMES, SIZE)).frames
 
 
 def pyav_in_sequence(path: Path, count: int) -> np.ndarray:

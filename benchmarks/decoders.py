@@ -20,10 +20,10 @@ from pipeline.video import decode_ffmpeg, decode_pyav
 from pipeline.video.limits import DecodeFailure
 
 
-def compared(path: Path, encoder: Encoder, wish: decode_pyav.Wish) -> tuple[np.ndarray, int] | str:
+def compared(path: Path, encoder: Encoder, request: decode_pyav.FrameRequest) -> tuple[np.ndarray, int] | str:
     """Cosines (F,) and the largest pixel difference of a clip; or why it cannot be compared."""
     try:
-        clips = [decoder.decode_clip(str(path), wish) for decoder in (decode_pyav, decode_ffmpeg)]
+        clips = [decoder.decode_clip(str(path), request) for decoder in (decode_pyav, decode_ffmpeg)]
     except DecodeFailure as failure:
         return str(failure)
     if not np.allclose(clips[0].times, clips[1].times, atol=1e-3):
@@ -43,10 +43,10 @@ def main() -> None:
     arguments = parser.parse_args()
     encoder = load_encoder(arguments.model, arguments.pretrained, random_seed=0)
     height, width = encoder.image_size
-    wish = decode_pyav.Wish(arguments.frames, FrameSize(height, width))
+    request = decode_pyav.FrameRequest(arguments.frames, FrameSize(height, width))
     cosines, pixels = [], []
     for path in sorted(path for path in arguments.videos.iterdir() if path.is_file()):
-        result = compared(path, encoder, wish)
+        result = compared(path, encoder, request)
         if isinstance(result, str):
             print(f"{path.name!r} left out: {result}", file=sys.stderr)
             continue

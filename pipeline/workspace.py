@@ -1,17 +1,29 @@
 """Where things lie in the workspace."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BadInput
 
+MAX_NAME = 255  # bytes of a file name, on every common file system
+
 
 def safe_name(name: str) -> str:
     """A name that is one folder, never a path: refuses what would leave the workspace."""
-    if not name or name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
-        raise BadInput(f"{name!r} cannot be a folder's name", fix="use letters, digits, '-', '_' and '.'")
+    if (
+        not name
+        or len(os.fsencode(name)) > MAX_NAME
+        or name in {".", ".."}
+        or "/" in name
+        or "\\" in name
+        or "\0" in name
+    ):
+        raise BadInput(
+            f"{name[:100]!r} cannot be a folder's name", fix="use at most 255 letters, digits, '-', '_' and '.'"
+        )
     return name
 
 
@@ -25,12 +37,21 @@ class Workspace:
     def locate(cls, option: Path | None = None) -> "Workspace":
         """--workspace, else $DITS_WORKSPACE, else ./workspace."""
         root = Path(option or os.environ.get("DITS_WORKSPACE") or "workspace")
-        nearest = next(folder for folder in (root, *root.resolve().parents) if folder.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        what, fix = f"{str(root)[:200]} cannot be the workspace", "give another --workspace, or set $DITS_WORKSPACE"
+        if re.match(r"[a-z0-9]+:/", str(root)):  # Path makes one slash of two
+            raise BadInput(what, expected="a folder of this machine", got="a URL", fix=fix)
+        try:
+            nearest = next(folder for folder in (root, *root.resolve().parents) if folder.exists())
+            long = any(len(os.fsencode(part)) > MAX_NAME for part in root.parts)
+        except OSError as error:  # too long, or a circle of links
+            raise BadInput(what, got=error.strerror, fix=fix) from None
+        if long or not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
             raise BadInput(
-                f"{root} cannot be the workspace", expected="a folder that can be written to", got=f"{nearest}",
-                fix="give another --workspace, or set $DITS_WORKSPACE",
-            )  # fmt: skip
+                what,
+                expected="a folder that can be written to, with names of at most 255 bytes",
+                got=str(nearest),
+                fix=fix,
+            )
         return cls(root)
 
     def dataset_dir(self, name: str) -> Path:

@@ -4,7 +4,7 @@ The default decoder is PyAV. A file that PyAV cannot open or find a decoder for 
 decoders were allowed: then the ffmpeg program tries it, and the answer records which of the two made the frames.
 """
 
-from pipeline.video.decode_pyav import Clip, Wish
+from pipeline.video.decode_pyav import Clip, FrameRequest
 from pipeline.video.job import DecodeSettings, Job
 from pipeline.video.limits import DecodeFailure
 
@@ -16,25 +16,25 @@ def decode(job: Job, settings: DecodeSettings) -> tuple[Clip, str]:
     """The clip and the decoder's name. Raises DecodeFailure."""
     from pipeline.video.fetch import local_file
 
-    wish = Wish(settings.num_frames, settings.size, job.start, job.end)
+    request = FrameRequest(settings.num_frames, settings.size, job.start, job.end)
     with local_file(job.source, settings.limits) as path:
         if settings.decoder == "ffmpeg":
-            return _by_ffmpeg(path, wish, settings), "ffmpeg"
+            return _by_ffmpeg(path, request, settings), "ffmpeg"
         try:
-            return _by_pyav(path, wish, settings), "pyav"
+            return _by_pyav(path, request, settings), "pyav"
         except DecodeFailure as failure:
             if settings.decoder != "pyav+ffmpeg" or failure.kind not in _TRY_THE_OTHER:
                 raise
-            return _by_ffmpeg(path, wish, settings), "ffmpeg"
+            return _by_ffmpeg(path, request, settings), "ffmpeg"
 
 
-def _by_pyav(path: str, wish: Wish, settings: DecodeSettings) -> Clip:
+def _by_pyav(path: str, request: FrameRequest, settings: DecodeSettings) -> Clip:
     from pipeline.video.decode_pyav import decode_clip
 
-    return decode_clip(path, wish, settings.limits)
+    return decode_clip(path, request, settings.limits)
 
 
-def _by_ffmpeg(path: str, wish: Wish, settings: DecodeSettings) -> Clip:
+def _by_ffmpeg(path: str, request: FrameRequest, settings: DecodeSettings) -> Clip:
     from pipeline.video.decode_ffmpeg import decode_clip
 
-    return decode_clip(path, wish, settings.limits, hwaccel=settings.hwaccel)
+    return decode_clip(path, request, settings.limits, hwaccel=settings.hwaccel)

@@ -29,7 +29,7 @@ from pipeline.video.decode_pyav import (
     FALLBACK_RATE,
     FORMATS,
     Clip,
-    Wish,
+    FrameRequest,
     default_stream,
     open_container,
     presentation_times,
@@ -64,17 +64,17 @@ def version() -> str:
     return "ffmpeg " + first.split()[2]
 
 
-def decode_clip(path: str, wish: Wish, limits: Limits | None = None, *, hwaccel: str | None = None) -> Clip:
+def decode_clip(path: str, request: FrameRequest, limits: Limits | None = None, *, hwaccel: str | None = None) -> Clip:
     """The wanted frames of the file at `path`. Raises DecodeFailure."""
     limits = limits or Limits()
     source = _source(path, limits, hwaccel)
     times = presentation_times(_frame_times(source, limits), FALLBACK_RATE)
     if not times:
         raise DecodeFailure("decode", "NoFrames", "ffmpeg decoded no frame")
-    places = choose_frames(times, wish.num_frames, wish.start, wish.end)
+    places = choose_frames(times, request.num_frames, request.start, request.end)
     if not places:
-        raise DecodeFailure("decode", "EmptyWindow", f"no frame in the window [{wish.start}, {wish.end}) s")
-    pictures = list(_pictures(source, places, wish, limits))
+        raise DecodeFailure("decode", "EmptyWindow", f"no frame in the window [{request.start}, {request.end}) s")
+    pictures = list(_pictures(source, places, request, limits))
     if len(pictures) != len(places):
         raise DecodeFailure("decode", "Unstable", f"{len(places)} frames chosen, {len(pictures)} decoded")
     return Clip(np.stack(pictures), np.array([times[place] - times[0] for place in places]), NAME)
@@ -124,7 +124,7 @@ def _frame_times(source: Any, limits: Limits) -> list[float]:
     return times
 
 
-def _pictures(source: Any, places: Sequence[int], wish: Wish, limits: Limits) -> Iterator[np.ndarray]:
+def _pictures(source: Any, places: Sequence[int], request: FrameRequest, limits: Limits) -> Iterator[np.ndarray]:
     """The frames with these numbers (ascending), at the encoder's size."""
     wanted = "+".join(f"eq(n,{place})" for place in places)
     pictures = (
@@ -144,7 +144,7 @@ def _pictures(source: Any, places: Sequence[int], wish: Wish, limits: Limits) ->
             data = output.read(3 * width * height)
             if len(data) < 3 * width * height:
                 raise DecodeFailure("decode", "Unstable", "ffmpeg's last picture is cut off")
-            yield fit(np.frombuffer(data, np.uint8).reshape(height, width, 3), wish.size)
+            yield fit(np.frombuffer(data, np.uint8).reshape(height, width, 3), request.size)
 
 
 def _every_frame() -> dict[str, str]:

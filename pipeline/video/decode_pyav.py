@@ -46,7 +46,7 @@ FALLBACK_RATE = Fraction(25)  # frames a second, for raw streams that tell no ti
 
 
 @dataclass(frozen=True)
-class Wish:
+class FrameRequest:
     """Which frames of a clip, and in what form. Window [start, end) in seconds from the first frame."""
 
     num_frames: int
@@ -70,14 +70,14 @@ def version() -> str:
     return f"PyAV {av.__version__}, libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}"
 
 
-def decode_clip(path: str, wish: Wish, limits: Limits | None = None) -> Clip:
+def decode_clip(path: str, request: FrameRequest, limits: Limits | None = None) -> Clip:
     """The wanted frames of the file at `path`. Raises DecodeFailure."""
     limits = limits or Limits()
     try:
         with _opened(path, limits) as (container, stream):
             packets = _Packets(path, container, stream, limits)
-            clip = _decode_runs(packets, wish) if packets.order is not None else None
-            return clip or _decode_everything(packets, wish)
+            clip = _decode_runs(packets, request) if packets.order is not None else None
+            return clip or _decode_everything(packets, request)
     except DecodeFailure as failure:
         raise _explained(failure, path, limits) from None
 
@@ -230,8 +230,8 @@ class _Span:
 class _Developer:
     """Turns decoded frames into the encoder's size."""
 
-    def __init__(self, stream: Any, wish: Wish, limits: Limits):
-        self.wish, self.limits = wish, limits
+    def __init__(self, stream: Any, request: FrameRequest, limits: Limits):
+        self.request, self.limits = request, limits
         self.aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
         self.reformatter = VideoReformatter()
 
@@ -241,18 +241,18 @@ class _Developer:
         matrix = frame.side_data.get("DISPLAYMATRIX")
         matrix = bytes(matrix) if matrix is not None else None
         rgb = self.reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        return fit(turn(rgb, matrix), self.wish.size, 1 / self.aspect if is_quarter_turn(matrix) else self.aspect)
+        return fit(turn(rgb, matrix), self.request.size, 1 / self.aspect if is_quarter_turn(matrix) else self.aspect)
 
 
-def _decode_runs(packets: _Packets, wish: Wish) -> Clip | None:
+def _decode_runs(packets: _Packets, request: FrameRequest) -> Clip | None:
     """Only what the wanted frames need; None when a run does not yield what its packets promised."""
     assert packets.order is not None
     times = [packets.seconds(packets.rows[index].pts or 0) for index in packets.order]
-    chosen = choose_frames(times, wish.num_frames, wish.start, wish.end)
+    chosen = choose_frames(times, request.num_frames, request.start, request.end)
     runs = plan_runs(packets.rows, [packets.order[position] for position in chosen]) if chosen else None
     if runs is None:
         return None
-    develop = _Developer(packets.stream, wish, packets.limits)
+    develop = _Developer(packets.stream, request, packets.limits)
     found: dict[int, np.ndarray] = {}
     context = packets.stream.codec_context
     for run, feed in packets.of_runs(runs):
@@ -298,22 +298,22 @@ class _Pass:
     last_error: str = ""
 
 
-def _decode_everything(packets: _Packets, wish: Wish) -> Clip:
+def _decode_everything(packets: _Packets, request: FrameRequest) -> Clip:
     """All frames in sequence. The places to take are guessed from the packets; a wrong guess costs a second pass."""
-    develop = _Developer(packets.stream, wish, packets.limits)
+    develop = _Developer(packets.stream, request, packets.limits)
     rate = packets.stream.guessed_rate or packets.stream.average_rate or FALLBACK_RATE
     guess = sum(packets.is_shown(index) for index in range(len(packets.rows)))
     wanted: set[int] = set()
-    if wish.start is None and wish.end is None:
-        wanted = set(choose_frames([float(index) for index in range(guess)], wish.num_frames))
+    if request.start is None and request.end is None:
+        wanted = set(choose_frames([float(index) for index in range(guess)], request.num_frames))
     done = _sequence(packets, wanted, develop)
     times = presentation_times(done.times, rate)
     if not times:
         why = done.last_error or packets.error or f"{len(packets.rows)} packets and no frame"
         raise DecodeFailure("decode", "NoFrames", why)
-    places = choose_frames(times, wish.num_frames, wish.start, wish.end)
+    places = choose_frames(times, request.num_frames, request.start, request.end)
     if not places:
-        window = f"[{wish.start}, {wish.end}) s"
+        window = f"[{request.start}, {request.end}) s"
         raise DecodeFailure("decode", "EmptyWindow", f"no frame in the window {window} of {times[-1] - times[0]:.2f} s")
     if not set(places) <= done.found.keys():
         done = _sequence(packets, set(places), develop)

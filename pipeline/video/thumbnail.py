@@ -5,14 +5,14 @@ import io
 from PIL import Image
 
 from pipeline.frame_size import FrameSize
-from pipeline.video.decode_pyav import Wish, decode_clip
+from pipeline.video.decode_pyav import FrameRequest, decode_clip
 from pipeline.video.limits import DecodeFailure
 
 
 def thumbnail(path: str, width: int = 160) -> bytes | None:
     """The middle frame of a clip as JPEG, or None where it cannot be read (any more)."""
     try:
-        frame = decode_clip(path, Wish(1, FrameSize(width * 9 // 16, width))).frames[0]
+        frame = decode_clip(path, FrameRequest(1, FrameSize(width * 9 // 16, width))).frames[0]
     except DecodeFailure:
         return None
     buffer = io.BytesIO()

@@ -23,7 +23,7 @@ from pipeline.stores.features import FeatureStore
 from pipeline.stores.manifest import Manifest, VideoEntry
 from pipeline.stores.shards import read_marker
 from pipeline.video import pool
-from pipeline.video.decode_pyav import Wish, decode_clip
+from pipeline.video.decode_pyav import FrameRequest, decode_clip
 from pipeline.video.job import DecodeSettings, Job
 from pipeline.video.limits import DecodeFailure, Limits
 from pipeline.video.pool import Decoded, DecodePool
@@ -83,7 +83,7 @@ def test_every_input_is_done_failed_or_skipped(corpus, encoder, tmp_path):
 def test_what_is_stored_is_what_the_encoder_says_of_the_decoded_frames(corpus, encoder, undisturbed):
     videos = undisturbed.videos()
     for row, (video_id, path) in enumerate(zip(videos.video_ids, videos.paths, strict=True)):
-        clip = decode_clip(str(Path(corpus.root) / path), Wish(4, encoder.frame_size))
+        clip = decode_clip(str(Path(corpus.root) / path), FrameRequest(4, encoder.frame_size))
         count = len(clip.frames)
         expected = encoder.embed_frames(clip.frames).numpy()
         np.testing.assert_allclose(videos.frame_embeds[row, :count], expected, atol=2e-3, rtol=2e-3, err_msg=video_id)

@@ -12,10 +12,10 @@ from clip_maker import make_clip, shared_folder
 
 from pipeline.frame_size import FrameSize
 from pipeline.video import decode_ffmpeg, decode_pyav
-from pipeline.video.decode_pyav import Wish
+from pipeline.video.decode_pyav import FrameRequest
 from pipeline.video.limits import DecodeFailure, Limits
 
-WISH = Wish(12, FrameSize(48, 48))
+REQUEST = FrameRequest(12, FrameSize(48, 48))
 
 
 ORDINARY = [
@@ -29,7 +29,7 @@ ORDINARY = [
 @pytest.mark.parametrize(("container", "codec", "options"), ORDINARY)
 def test_both_decoders_give_the_same_bytes(tmp_path, container, codec, options):
     path = make_clip(tmp_path / f"clip.{container}", 70, codec=codec, options=options, size=(160, 120))
-    ours, theirs = decode_pyav.decode_clip(str(path), WISH), decode_ffmpeg.decode_clip(str(path), WISH)
+    ours, theirs = decode_pyav.decode_clip(str(path), REQUEST), decode_ffmpeg.decode_clip(str(path), REQUEST)
     np.testing.assert_array_equal(ours.frames, theirs.frames)
     np.testing.assert_allclose(ours.times, theirs.times, atol=2e-6)
     assert theirs.method == "ffmpeg"
@@ -40,7 +40,7 @@ def test_both_decoders_choose_the_same_frames_of_real_clips():
     """Bytes may differ where pixels are not square or deeper than 8 bits: two roundings instead of one."""
     compared = 0
     for path in sorted(shared_folder("captioned").glob("*.mp4")):
-        ours, theirs = decode_pyav.decode_clip(str(path), WISH), decode_ffmpeg.decode_clip(str(path), WISH)
+        ours, theirs = decode_pyav.decode_clip(str(path), REQUEST), decode_ffmpeg.decode_clip(str(path), REQUEST)
         np.testing.assert_allclose(ours.times, theirs.times, atol=2e-6)
         assert np.abs(ours.frames.astype(int) - theirs.frames).mean() < 3, path.name
         compared += 1
@@ -64,7 +64,7 @@ def test_a_hanging_program_is_killed_with_its_children(clip, tmp_path, monkeypat
     monkeypatch.setattr(decode_ffmpeg, "executable", lambda: hanging)
     monkeypatch.setattr(decode_ffmpeg, "version", lambda: "ffmpeg 7.0")
     with pytest.raises(DecodeFailure) as failure:
-        decode_ffmpeg.decode_clip(clip, WISH, Limits(max_seconds=0.5))
+        decode_ffmpeg.decode_clip(clip, REQUEST, Limits(max_seconds=0.5))
     assert failure.value.kind == "TimeLimit"
     child = int((tmp_path / "child").read_text())
     end = time.monotonic() + 10
@@ -78,7 +78,7 @@ def test_endless_output_is_not_read_to_the_end(clip, tmp_path, monkeypatch):
     monkeypatch.setattr(decode_ffmpeg, "executable", lambda: program(tmp_path, lines))
     monkeypatch.setattr(decode_ffmpeg, "version", lambda: "ffmpeg 7.0")
     with pytest.raises(DecodeFailure) as failure:
-        decode_ffmpeg.decode_clip(clip, WISH, Limits(max_frames=1000))
+        decode_ffmpeg.decode_clip(clip, REQUEST, Limits(max_frames=1000))
     assert failure.value.kind == "TooLong"
 
 
@@ -87,7 +87,7 @@ def test_endless_messages_do_not_block_or_fill_memory(clip, tmp_path, monkeypatc
     monkeypatch.setattr(decode_ffmpeg, "executable", lambda: noisy)
     monkeypatch.setattr(decode_ffmpeg, "version", lambda: "ffmpeg 7.0")
     with pytest.raises(DecodeFailure, match=r"the reason$") as failure:
-        decode_ffmpeg.decode_clip(clip, WISH)
+        decode_ffmpeg.decode_clip(clip, REQUEST)
     assert len(failure.value.message) <= 500
 
 
@@ -101,7 +101,7 @@ def test_the_command_by_version(clip, tmp_path, monkeypatch, version, option):
     monkeypatch.setattr(decode_ffmpeg, "executable", lambda: recorder)
     monkeypatch.setattr(decode_ffmpeg, "version", lambda: version)
     with pytest.raises(DecodeFailure):
-        decode_ffmpeg.decode_clip(clip, WISH, hwaccel="cuda")
+        decode_ffmpeg.decode_clip(clip, REQUEST, hwaccel="cuda")
     words = (tmp_path / "words").read_text().split("\n")
     before_input = words[: words.index("-i")]
     assert before_input[before_input.index("-protocol_whitelist") + 1] == "file"
@@ -120,6 +120,6 @@ def test_without_any_program_the_failure_says_so(clip, monkeypatch):
     decode_ffmpeg.executable.cache_clear()
     try:
         with pytest.raises(DecodeFailure, match="no ffmpeg program"):
-            decode_ffmpeg.decode_clip(clip, WISH)
+            decode_ffmpeg.decode_clip(clip, REQUEST)
     finally:
         decode_ffmpeg.executable.cache_clear()

@@ -16,13 +16,13 @@ from PIL import Image
 from pipeline.frame_size import FrameSize
 from pipeline.video import decode_pyav
 from pipeline.video.bitstream import PictureInfo
-from pipeline.video.decode_pyav import Wish, decode_clip
+from pipeline.video.decode_pyav import FrameRequest, decode_clip
 from pipeline.video.frames import fit
 from pipeline.video.limits import DecodeFailure, Limits
 from pipeline.video.packet_selection import PacketRow, plan_runs, shown_order
 
 NATIVE = FrameSize(64, 80)  # the size of the clips themselves: nothing is resized
-WISH = Wish(12, NATIVE)
+REQUEST = FrameRequest(12, NATIVE)
 
 
 def decode_everything(path: Path, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
@@ -42,7 +42,7 @@ def decode_everything(path: Path, num_frames: int) -> tuple[np.ndarray, np.ndarr
 
 
 def assert_exact(path: Path, num_frames: int, method: str | None = "selective") -> None:
-    clip = decode_clip(str(path), Wish(num_frames, NATIVE))
+    clip = decode_clip(str(path), FrameRequest(num_frames, NATIVE))
     frames, times = decode_everything(path, num_frames)
     np.testing.assert_array_equal(clip.frames, np.stack([fit(frame, NATIVE) for frame in frames]))
     np.testing.assert_allclose(clip.times, times, atol=1e-9)
@@ -82,7 +82,7 @@ def test_selective_equals_decoding_everything(name, tmp_path):
     path = make_clip(tmp_path / f"clip.{container}", 60, codec=codec, options=options, pix_fmt=pix_fmt)
     for num_frames in (1, 3, 12, 100):
         assert_exact(path, num_frames, method=None)
-    method = decode_clip(str(path), WISH).method
+    method = decode_clip(str(path), REQUEST).method
     assert method == ("sequential" if name in SEQUENTIAL else "selective")
 
 
@@ -105,7 +105,7 @@ def test_any_h264_structure_is_exact(
 
 def test_the_numbers_in_the_frames_are_the_chosen_ones(tmp_path):
     path = make_clip(tmp_path / "clip.mp4", 120, options={"preset": "veryfast", "bf": "3", "g": "30"})
-    clip = decode_clip(str(path), WISH)
+    clip = decode_clip(str(path), REQUEST)
     assert [read_number(frame) for frame in clip.frames] == [4 + 10 * index for index in range(12)]
     np.testing.assert_allclose(clip.times, [(4 + 10 * index) / 25 for index in range(12)], atol=1e-3)
 
@@ -119,15 +119,15 @@ def test_selective_decodes_fewer_packets(tmp_path, monkeypatch):
     monkeypatch.setattr(
         decode_pyav, "_frames_of", lambda context, feed: real(context, [fed.append(p) or p for p in feed])
     )
-    clip = decode_clip(str(path), Wish(4, NATIVE))
+    clip = decode_clip(str(path), FrameRequest(4, NATIVE))
     assert clip.method == "selective"
     assert len(fed) < 80  # half of each group at most, and of that a third where B pictures go unused
 
 
 def test_a_file_beyond_the_packet_cache_is_read_twice_with_the_same_result(tmp_path):
     path = make_clip(tmp_path / "clip.mp4", 90, options={"preset": "veryfast", "bf": "2", "g": "20"})
-    kept = decode_clip(str(path), WISH)
-    read_again = decode_clip(str(path), WISH, Limits(packet_cache_bytes=1))
+    kept = decode_clip(str(path), REQUEST)
+    read_again = decode_clip(str(path), REQUEST, Limits(packet_cache_bytes=1))
     assert read_again.method == "selective"
     np.testing.assert_array_equal(kept.frames, read_again.frames)
 
@@ -135,10 +135,10 @@ def test_a_file_beyond_the_packet_cache_is_read_twice_with_the_same_result(tmp_p
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
 def test_windows_look_at_part_of_the_clip_only(tmp_path, codec):
     path = make_clip(tmp_path / "clip.mp4", 100, codec=codec, options={"g": "20"})
-    clip = decode_clip(str(path), Wish(4, NATIVE, start=1.0, end=2.0))  # frames 25 to 49
+    clip = decode_clip(str(path), FrameRequest(4, NATIVE, start=1.0, end=2.0))  # frames 25 to 49
     assert [read_number(frame) for frame in clip.frames] == [27, 33, 39, 46]
     with pytest.raises(DecodeFailure, match="no frame in the window") as failure:
-        decode_clip(str(path), Wish(4, NATIVE, start=50.0))
+        decode_clip(str(path), FrameRequest(4, NATIVE, start=50.0))
     assert failure.value.kind == "EmptyWindow"
 
 
@@ -164,7 +164,7 @@ def test_limits_refuse_before_decoding(tmp_path):
     long, wide = [Limits(max_duration=1.0), Limits(max_frames=10)], Limits(max_pixels=1000)
     for limits, kind in [(wide, "TooManyPixels"), *((limits, "TooLong") for limits in long)]:
         with pytest.raises(DecodeFailure) as failure:
-            decode_clip(str(path), WISH, limits)
+            decode_clip(str(path), REQUEST, limits)
         assert failure.value.kind == kind
 
 
@@ -173,16 +173,16 @@ def test_a_ten_hour_clip_is_refused_whether_or_not_its_header_says_so(tmp_path):
     honest = make_clip(tmp_path / "long.mp4", pts=stamps, options={"bf": "0"})
     ffmpeg_run("-i", honest, "-c", "copy", "-f", "h264", tmp_path / "raw.h264")  # no times at all: reads as two frames
     with pytest.raises(DecodeFailure, match="s of video") as failure:
-        decode_clip(str(honest), WISH)
+        decode_clip(str(honest), REQUEST)
     assert failure.value.kind == "TooLong"
-    assert len(decode_clip(str(tmp_path / "raw.h264"), WISH).frames) == 2
+    assert len(decode_clip(str(tmp_path / "raw.h264"), REQUEST).frames) == 2
 
 
 def test_an_enormous_frame_is_refused(tmp_path):
     path = tmp_path / "huge.mkv"
     ffmpeg_run("-f", "lavfi", "-i", "color=s=12000x12000:r=1:d=1", "-c:v", "mjpeg", "-threads", "1", path)
     with pytest.raises(DecodeFailure) as failure:
-        decode_clip(str(path), WISH)
+        decode_clip(str(path), REQUEST)
     assert failure.value.kind == "TooManyPixels"
 
 
@@ -202,11 +202,13 @@ def test_all_real_clips_are_exact(folder):
 def _compare_with_everything(path: Path) -> bool:
     """Turned and anamorphic clips are compared by the module's own full decoding, the others by the oracle."""
     try:
-        clip = decode_clip(str(path), WISH)
+        clip = decode_clip(str(path), REQUEST)
     except DecodeFailure:
         return False
     with decode_pyav._opened(str(path), Limits()) as (container, stream):
-        everything = decode_pyav._decode_everything(decode_pyav._Packets(str(path), container, stream, Limits()), WISH)
+        everything = decode_pyav._decode_everything(
+            decode_pyav._Packets(str(path), container, stream, Limits()), REQUEST
+        )
     np.testing.assert_array_equal(clip.frames, everything.frames)
     np.testing.assert_array_equal(clip.times, everything.times)
     return True
@@ -253,6 +255,6 @@ def test_packets_that_do_not_tell_are_not_trusted():
 def test_the_file_is_never_changed_or_left_open(tmp_path):
     path = make_clip(tmp_path / "clip.mp4", 10)
     before = path.read_bytes()
-    decode_clip(str(path), WISH)
+    decode_clip(str(path), REQUEST)
     shutil.move(path, tmp_path / "moved.mp4")
     assert (tmp_path / "moved.mp4").read_bytes() == before

@@ -13,7 +13,7 @@ from clip_maker import ffmpeg_run, make_clip, numbered_picture, read_number, sha
 
 from pipeline.frame_size import FrameSize
 from pipeline.video import decode_ffmpeg, decode_pyav
-from pipeline.video.decode_pyav import Clip, Wish
+from pipeline.video.decode_pyav import Clip, FrameRequest
 from pipeline.video.frames import fit, turn
 from pipeline.video.limits import DecodeFailure, Limits
 
@@ -24,7 +24,7 @@ DECODERS = {"pyav": decode_pyav.decode_clip, "ffmpeg": decode_ffmpeg.decode_clip
 @pytest.fixture(params=DECODERS)
 def decode(request):
     def decode_numbers(path: Path | str, num_frames: int = 5, size: FrameSize = NATIVE, **window: float) -> Clip:
-        return DECODERS[request.param](str(path), Wish(num_frames, size, **window))
+        return DECODERS[request.param](str(path), FrameRequest(num_frames, size, **window))
 
     return decode_numbers
 
@@ -204,7 +204,7 @@ def test_a_header_that_promises_frames_which_do_not_exist(tmp_path):
         options={"g": "10", "crf": "1"},
     )
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
-    clip = decode_pyav.decode_clip(str(path), Wish(60, NATIVE))
+    clip = decode_pyav.decode_clip(str(path), FrameRequest(60, NATIVE))
     found = numbers(clip)
     assert 20 < len(found) < 60
     assert found[:20] == list(range(20))  # near the cut, pictures may be missing whose successors are there
@@ -216,7 +216,7 @@ def test_an_index_at_the_end_that_was_cut_off_is_said(tmp_path):
     path = make_clip(tmp_path / "clip.mp4", 30)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(DecodeFailure, match="moov atom not found"):
-        decode_pyav.decode_clip(str(path), Wish(3, NATIVE))
+        decode_pyav.decode_clip(str(path), FrameRequest(3, NATIVE))
 
 
 # -- untrusted files
@@ -314,7 +314,7 @@ def test_every_real_file_is_done_or_failed_for_the_right_reason(capsys):
     for path in sorted(path for folder in folders for path in folder.iterdir()):
         expected = int(probed[path.name]["frames"] or 0) if path.name in probed else None
         try:
-            clip = decode_pyav.decode_clip(str(path), Wish(4, FrameSize(32, 32)), Limits(max_seconds=60))
+            clip = decode_pyav.decode_clip(str(path), FrameRequest(4, FrameSize(32, 32)), Limits(max_seconds=60))
             outcome = f"done: {len(clip.frames)} frames, {clip.method}{', ' + clip.note if clip.note else ''}"
             right = expected is None or len(clip.frames) == min(4, expected)
         except DecodeFailure as failure:
