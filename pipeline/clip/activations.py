@@ -1,4 +1,4 @@
-"""What enters CLIP's top K blocks, taken while the encoder runs: what `train-head --train-blocks` starts from.
+"""Capture and size the inputs of CLIP's top K blocks, which `train-head --train-blocks` trains from.
 
 Notation: N frames or sentences, L tokens, W width of the tower.
 """
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Captured:
-    """Activations in the order in which they were computed, each (n, L, W) on the encoder's device."""
+    """Captured activations in order of computation, each (n, L, W) on the encoder's device."""
 
     parts: list["torch.Tensor"] = field(default_factory=list)
 
 
 @contextmanager
 def entering(blocks: Any, k: int, *, batch_first: bool = True) -> Iterator[Captured]:
-    """Collect what enters the top `k` of a tower's blocks while the context lasts."""
+    """Capture the inputs of a tower's top `k` blocks within the context."""
     captured = Captured()
 
     def collect(_: Any, arguments: tuple[Any, ...]) -> None:
@@ -38,7 +38,7 @@ def entering(blocks: Any, k: int, *, batch_first: bool = True) -> Iterator[Captu
 
 
 def require_cacheable(model: Any, name: str, k: int) -> None:
-    """Raises BadInput, saying what was found, unless both towers are open_clip's own transformer with k blocks."""
+    """Check that both towers are open_clip's own transformer with at least k blocks. Raises BadInput."""
     from open_clip.transformer import Transformer
 
     text = getattr(model, "text", model)
@@ -60,7 +60,7 @@ def require_cacheable(model: Any, name: str, k: int) -> None:
 
 
 def token_bytes(model: Any, frames: int, text_tokens: int, dtype: str) -> int:
-    """Bytes of the activations that enter one depth of both towers: all tokens of so many frames, and text tokens.
+    """Bytes of the activations at one depth of both towers, for a number of frames and of text tokens.
 
     They are what is stored, whatever the number K of blocks above: the deeper ones follow from them.
     """

@@ -1,4 +1,4 @@
-"""Any open_clip model as an encoder of frames and captions: found, loaded, cast, and described for the fingerprint.
+"""Load any open_clip model as an encoder of frames and captions, and describe it for the store's fingerprint.
 
 Frames arrive as uint8 and are normalised on the device. Captions: each distinct sentence is encoded once, in batches of
 similar length cut to their longest member (text.py). Embeddings leave as the model gives them, not normalised.
@@ -51,7 +51,7 @@ class Encoder:
     def embed_frames_caching(
         self, frames: "np.ndarray | torch.Tensor", blocks: int
     ) -> "tuple[torch.Tensor, np.ndarray]":
-        """The same, and what entered the top `blocks` blocks: (N, L, W) float16."""
+        """Embed frames and return the inputs of the top `blocks` blocks too: (N, L, W) float16."""
         import torch
 
         from pipeline.clip.activations import entering
@@ -64,7 +64,7 @@ class Encoder:
     def embed_texts(
         self, sentences: Sequence[str], *, batch_size: int = 256, long_captions: str = "cut"
     ) -> "torch.Tensor":
-        """N sentences -> (N, D) float32 on the CPU, each distinct one encoded once.
+        """Embed N sentences -> (N, D) float32 on the CPU; duplicates are encoded once.
 
         `long_captions`: "cut" after the context's tokens, as CLIP does, or "windows" over all of them, averaged.
         """
@@ -87,7 +87,7 @@ def to_pixels(frames: "torch.Tensor", mean: "torch.Tensor", std: "torch.Tensor")
 
 
 def frame_size(preprocess: Any) -> FrameSize:
-    """open_clip's preprocessing settings as a FrameSize. Raises BadInput for a resize mode that we do not have."""
+    """Convert open_clip's preprocessing settings to a FrameSize. Raises BadInput for an unsupported resize mode."""
     size = preprocess["size"]
     height, width = (size, size) if isinstance(size, int) else size
     mode = preprocess.get("resize_mode") or "shortest"
@@ -106,7 +106,7 @@ def load_encoder(
     quick_gelu: bool | None = None,
     random_seed: int | None = None,
 ) -> Encoder:
-    """An encoder ready for use.
+    """Load an encoder for inference.
 
     `model`: a name from open_clip.list_models(), or "shapes-clip" (its weights come with the package).
     `pretrained`: an open_clip tag, or a weights file (open_clip's .safetensors or .pt, OpenAI's .pt). `precision`:

@@ -1,4 +1,4 @@
-"""From a model's name and a tag or file to an open_clip model in float32 on the CPU; never a pickle that can run code.
+"""Load an open_clip model in float32 on the CPU from a tag or a weights file, without unpickling code.
 
 open_clip loads .pt files with `weights_only` and .safetensors as they are. OpenAI's own releases are TorchScript
 archives, which carry their tensors in a form that torch reads without running Python.
@@ -31,7 +31,7 @@ _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".npz")
 def build_model(
     name: str, pretrained: str | None, *, quick_gelu: bool | None = None, random_seed: int | None = None
 ) -> tuple[Any, Any, str]:
-    """(model in eval mode, tokenizer, what the fingerprint calls the weights). Raises BadInput."""
+    """Build (model in eval mode, tokenizer, name of the weights for the fingerprint). Raises BadInput."""
     torchvision_guard.ensure()
 
     if name == SHAPES_CLIP:
@@ -54,7 +54,7 @@ def build_model(
 
 
 def weights_digest(model: Any) -> str:
-    """sha256 over names, shapes and values of all weights: the same for the same weights, whatever file held them."""
+    """sha256 over names, shapes and values of all weights, independent of the file format."""
     import torch
 
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Captions longer than the text tower's 77 tokens: cut as CLIP does, or read through windows that are averaged.
+"""Embed captions beyond the text tower's context: truncate as CLIP does, or average over windows.
 
 CLIP keeps the first 75 tokens of a text between its start and end marks and drops the rest; paragraphs (DiDeMo,
 ActivityNet) lose their ends that way. With windows every token is read: the text is split into pieces of nearly equal
@@ -19,7 +19,7 @@ CONTEXT_LENGTH = 77  # of every OpenAI-style CLIP text tower
 
 
 def clip_tokenizer() -> "SimpleTokenizer":
-    """CLIP's byte-pair tokenizer, which comes with open_clip: nothing is downloaded."""
+    """Return CLIP's byte-pair tokenizer, which open_clip bundles."""
     from pipeline.clip.torchvision_guard import ensure
 
     ensure()
@@ -29,7 +29,7 @@ def clip_tokenizer() -> "SimpleTokenizer":
 
 
 def token_count(tokenizer: "SimpleTokenizer", text: str) -> int:
-    """Tokens of the text with its start and end marks; more than the context length means that CLIP would cut it."""
+    """Count the tokens of a text, start and end included; CLIP truncates beyond the context length."""
     return len(tokenizer.encode(text)) + 2
 
 

@@ -28,7 +28,7 @@ _TOKEN_IDS = "token_ids"
 
 
 def register() -> None:
-    """Make open_clip know the model by its name; calling it again does nothing."""
+    """Register the model with open_clip; idempotent."""
     torchvision_guard.ensure()
     import open_clip
 

@@ -1,4 +1,4 @@
-"""The encoder that a feature store was made with: noted beside the store, and loaded again from there."""
+"""Record a feature store's encoder beside the store, and load it again from there."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,13 +36,13 @@ def remember_tuned_encoder(store: Path, base: FeatureStore, clip: Path) -> None:
 
 
 def embed_queries(store: FeatureStore, sentences: Sequence[str]) -> np.ndarray:
-    """N sentences -> (N, D) float32, embedded as the captions of the store were."""
+    """Embed N sentences -> (N, D) float32, with the settings of the store's captions."""
     rule = store.settings.get("long_captions", "cut")
     return encoder_of(store).embed_texts(sentences, long_captions=rule).numpy()
 
 
 def encoder_of(store: FeatureStore, device: str = "auto", *, to_train: bool = False) -> Encoder:
-    """The encoder that a store was made with; in float32, whatever the store's precision, if it is to be trained.
+    """Load the encoder of a store, in float32 if it is to be trained.
 
     Raises FingerprintMismatch when what is found now is another.
     """

@@ -1,4 +1,4 @@
-"""Captions to embeddings without computing what nobody sees.
+"""Embed captions without encoding padding.
 
 CLIP's text tower is causal and reads its output at the end-of-text token, so the tokens after it cannot matter: a
 batch may be cut to its longest sentence and give the same embeddings. Sentences are sorted by length, so that the cut
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class TextEncoder(Protocol):
-    """What this module asks of an encoder; `pipeline.clip.encoder.Encoder` is one."""
+    """The encoder interface of this module; `pipeline.clip.encoder.Encoder` implements it."""
 
     model: Any
     tokenizer: Any
@@ -35,7 +35,7 @@ class TextEncoder(Protocol):
 def embed_sentences(
     encoder: TextEncoder, sentences: Sequence[str], batch_size: int, long_captions: str = "cut"
 ) -> "torch.Tensor":
-    """N sentences -> (N, D) float32 on the CPU; `long_captions` says what becomes of those that are too long."""
+    """Embed N sentences -> (N, D) float32 on the CPU; `long_captions`: "cut" or "windows" beyond the context."""
     if long_captions == "windows":
         return _embed_windows(encoder, sentences, batch_size)
     return encode_sentences(encoder, sentences, batch_size)[0]
@@ -57,7 +57,7 @@ def _embed_windows(encoder: TextEncoder, sentences: Sequence[str], batch_size: i
 
 
 def require_windows(encoder: TextEncoder) -> None:
-    """Raises BadInput where the text tower does not read CLIP's tokens, of which windows are made."""
+    """Check that the encoder uses CLIP's tokenizer, which windows are made with. Raises BadInput."""
     from open_clip.tokenizer import SimpleTokenizer
 
     if not isinstance(encoder.tokenizer, SimpleTokenizer):
@@ -105,7 +105,7 @@ def _encode_tokens(
 
 
 def tokenise(encoder: TextEncoder, sentences: Sequence[str]) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Token ids (N, context) and how many of each row's can matter (N,): all, where the tower is not causal."""
+    """Token ids (N, context) and the effective length of each row (N,): the context where the tower is not causal."""
     tokens = encoder.tokenizer(list(sentences))
     return tokens, _mattering(encoder, tokens)
 
@@ -127,7 +127,7 @@ def _entering_top(model: Any, cache_blocks: int) -> "AbstractContextManager[Capt
 
 
 def cuttable_tower(model: Any) -> Any | None:
-    """The text tower (a CLIP or an open_clip TextTransformer) if it is causal and reads at end-of-text, else None."""
+    """Return the text tower if it is causal and pools at end-of-text, so that padding can be cut; else None."""
     tower = getattr(model, "text", model)
     mask = getattr(tower, "attn_mask", None)
     if mask is None or getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):

@@ -1,4 +1,4 @@
-"""All of CLIP as towers that train from decoded frames and token ids: what cached activations are measured against.
+"""The whole of CLIP as trainable towers on decoded frames and token ids, for end-to-end training.
 
 The same pixels, the same tokens and the same forward pass as stage 1's, so that an untouched model gives the
 embeddings that the store holds.
@@ -17,7 +17,7 @@ _ON_TOP = {"ln_post", "proj", "head", "ln_final", "text_projection"}  # what fol
 
 
 class WholeClip(nn.Module):
-    """The open_clip model of an encoder, in float32, made trainable where it stands; its temperature is the head's."""
+    """An encoder's open_clip model in float32, trained in place; the temperature belongs to the head."""
 
     mean: Tensor
     std: Tensor

@@ -1,4 +1,4 @@
-"""How much disk the cached activations take, and whether there is room for them."""
+"""Estimate the disk space of cached activations and check that it is free."""
 
 import logging
 import shutil
@@ -15,14 +15,14 @@ log = logging.getLogger(__name__)
 
 
 def cache_bytes(encoder: Encoder, manifest: Manifest, num_frames: int, dtype: str) -> int:
-    """Bytes that the activations of a manifest will take on disk: every frame's tokens, every caption's own length."""
+    """Bytes of a manifest's cached activations on disk: all tokens of each frame, each caption at its own length."""
     captions = [caption for entry in manifest.entries for caption in entry.captions]
     text_tokens = int(tokenise(encoder, captions)[1].sum()) if captions else 0
     return token_bytes(encoder.model, len(manifest.entries) * num_frames, text_tokens, dtype)
 
 
 def require_room(needed: int, store: Path, settings: ExtractSettings) -> None:
-    """Log how many bytes the cache takes; BadInput where the disk has not that much (unless `accept_size`)."""
+    """Log the size of the cache. Raises BadInput if the disk lacks the space (unless `accept_size`)."""
     folder = next(parent for parent in (store, *store.parents) if parent.exists())
     free = shutil.disk_usage(folder).free
     log.info(f"cached activations: {needed / 1e9:.2f} GB, {free / 1e9:.1f} GB free at {folder}")

@@ -59,5 +59,5 @@ def require_same_media(path: Path, manifest: Manifest) -> None:
 
 
 def sizes_in(root: str, names: Sequence[str]) -> dict[str, int]:
-    """Bytes of those of these files that a folder holds."""
+    """Size in bytes of each of these files that exists in a folder."""
     return {name: Path(root, name).stat().st_size for name in names if Path(root, name).is_file()}

@@ -1,4 +1,4 @@
-"""Stage 1, whole: a manifest of videos and captions in, a feature store out, nothing lost on the way.
+"""Stage 1: extract a manifest of videos and captions into a feature store; every input is accounted for.
 
     decoding processes -> bounded queue -> batches of full size across videos -> encoder -> shard, marker
 
@@ -38,7 +38,7 @@ from pipeline.video.pool import Decoded, DecodePool
 
 @dataclass(frozen=True)
 class ExtractReport:
-    """What became of every input over the store's whole life, and what this run did in `seconds`."""
+    """Account of all inputs of the store, and of this run."""
 
     inputs: int
     done: int
@@ -54,7 +54,7 @@ class ExtractReport:
 
     @property
     def coverage(self) -> float:
-        """Share of the inputs, skipped ones aside, that are done."""
+        """Share of the inputs that are done, not counting skipped ones."""
         return self.done / max(1, self.inputs - self.skipped)
 
     @property
@@ -72,7 +72,7 @@ def extract(
     *,
     encoder: Encoder | None = None,
 ) -> ExtractReport:
-    """Extract whatever of `manifest` is not in the store yet. Raises UserError; a bad video never raises.
+    """Extract what the store lacks of `manifest`. Raises UserError; a bad video becomes a failure row.
 
     `encoder` saves loading one that is there already; it must be what `settings` name.
     """

@@ -1,4 +1,4 @@
-"""A feature store from features that were made elsewhere: sampled, checked, written as stage 1 writes its own.
+"""Import features made by another program into a feature store.
 
 The store's fingerprint says that it was imported, from what and with which encoder as far as that was said, so that it
 is never mixed with features of this project's own making.
@@ -26,7 +26,7 @@ HELD_OUT = {"val": 0.1, "test": 0.2}  # shares of the videos where no split is g
 
 @dataclass(frozen=True)
 class Imported:
-    """What came of an import."""
+    """Result of an import."""
 
     videos: int
     captions: int

@@ -1,4 +1,4 @@
-"""The settings of an extraction, checked when they are made, and what of them the features depend on."""
+"""Settings of an extraction, validated on construction, and their part of the fingerprint."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,7 @@ LONG_CAPTIONS = ("cut", "windows")
 
 @dataclass(frozen=True)
 class ExtractSettings:
-    """What to extract with. Only the encoder, num_frames, the decoder and long_captions change the features.
+    """Settings of an extraction. Only the encoder, num_frames, the decoder and long_captions change the features.
 
     `workers` 0: one decoding process a core. `retry_failed`: None, "all", or a failure class such as "TimeLimit".
     `min_coverage`: the least share of videos (skipped ones aside) that must be done for the run to count as good.
@@ -88,7 +88,7 @@ class ExtractSettings:
         return "pyav+ffmpeg" if self.allow_mixed_decoders else self.decoder
 
     def decoding(self, size: FrameSize) -> DecodeSettings:
-        """What a decoding process is told, for frames of the encoder's size."""
+        """Settings of the decoding processes, for frames of the encoder's size."""
         return DecodeSettings(self.num_frames, size, self.decode_chain, self.hwaccel, self.limits)
 
     @property
@@ -96,7 +96,7 @@ class ExtractSettings:
         return self.workers or available_cores()
 
     def fingerprint_part(self) -> dict[str, Any]:
-        """What the features depend on besides the encoder."""
+        """The settings that the features depend on, besides the encoder's."""
         cached = {"cache_blocks": self.cache_blocks, "token_dtype": self.token_dtype} if self.cache_blocks else {}
         windows = {"long_captions": self.long_captions} if self.long_captions != "cut" else {}
         return {
@@ -110,7 +110,7 @@ class ExtractSettings:
 
 
 def settings_of(store: FeatureStore) -> ExtractSettings:
-    """The settings that extract more of the same into a store."""
+    """Settings to extract more videos into an existing store."""
     about = read_json(store.path / "encoder.json")
     decoders = str(store.settings["decoder"]).split("+")
     return ExtractSettings(
@@ -131,7 +131,7 @@ def settings_of(store: FeatureStore) -> ExtractSettings:
 
 
 def encoder_for(settings: ExtractSettings) -> Encoder:
-    """The encoder that an extraction's settings name."""
+    """Load the encoder that the settings name."""
     return load_encoder(
         settings.model,
         settings.pretrained,

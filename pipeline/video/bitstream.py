@@ -1,4 +1,4 @@
-"""The few bits of a coded picture that say what may be left out: can decoding start here, does anything refer to it?
+"""Read from coded pictures whether decoding may start there and whether other pictures refer to them.
 
 Only the start of each packet is read. H.264 (ITU-T H.264, 7.3.1 and 7.4.1) and HEVC (ITU-T H.265, 7.3.1.2 and 7.4.2.2)
 say it in the header of each NAL unit; VP8 (RFC 6386, 9.1) in the first byte. Everything that cannot be told is
@@ -27,7 +27,7 @@ class PictureInfo:
 
 
 def inspect(codec: str, data: memoryview, length_size: int | None, is_keyframe: bool) -> PictureInfo:
-    """What a packet's header says. `length_size`: bytes of a NAL unit's length (MP4, MKV), None for start codes."""
+    """Parse a packet's header. `length_size`: bytes of a NAL unit's length (MP4, MKV), None for start codes."""
     if codec == "h264":
         return _inspect_h264(data, length_size)
     if codec == "hevc":

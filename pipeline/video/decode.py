@@ -1,4 +1,4 @@
-"""One clip from its source to frames: fetch, decode with the chosen decoder, fall back where that was allowed.
+"""Decode one clip: fetch it, decode with the chosen decoder, fall back to the other where allowed.
 
 The default decoder is PyAV. A file that PyAV cannot open or find a decoder for is a failure, and says so, unless mixed
 decoders were allowed: then the ffmpeg program tries it, and the answer records which of the two made the frames.
@@ -13,7 +13,7 @@ _TRY_THE_OTHER = frozenset({"CannotOpen", "UnknownCodec", "NoFrames", "Unstable"
 
 
 def decode(job: Job, settings: DecodeSettings) -> tuple[Clip, str]:
-    """The clip and the decoder's name. Raises DecodeFailure."""
+    """Decode a job -> (clip, name of the decoder). Raises DecodeFailure."""
     from pipeline.video.fetch import local_file
 
     request = FrameRequest(settings.num_frames, settings.size, job.start, job.end)

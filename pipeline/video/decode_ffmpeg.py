@@ -1,4 +1,4 @@
-"""The second decoder: the ffmpeg program, for hardware decoding and for files that PyAV cannot read.
+"""Decode with the ffmpeg program: hardware decoding, and files that PyAV cannot read.
 
 ffmpeg-python builds the command, nothing passes through a shell. Two runs a clip: the first lists the presentation
 times of all decoded frames, the second decodes again and lets through the chosen ones, by their number in presentation
@@ -46,7 +46,7 @@ _INPUT = "input-name-in-hexadecimal:"
 
 @functools.cache
 def executable() -> str:
-    """The system's ffmpeg, else the one that imageio-ffmpeg carries. Raises DecodeFailure where there is none."""
+    """Path of the system's ffmpeg, else of imageio-ffmpeg's. Raises DecodeFailure if there is none."""
     found = shutil.which("ffmpeg")
     if found:
         return found
@@ -65,7 +65,7 @@ def version() -> str:
 
 
 def decode_clip(path: str, request: FrameRequest, limits: Limits | None = None, *, hwaccel: str | None = None) -> Clip:
-    """The wanted frames of the file at `path`. Raises DecodeFailure."""
+    """Decode the requested frames of the file at `path`. Raises DecodeFailure."""
     limits = limits or Limits()
     source = _source(path, limits, hwaccel)
     times = presentation_times(_frame_times(source, limits), FALLBACK_RATE)

@@ -1,4 +1,4 @@
-"""Exact selective decoding in process (PyAV): the frames that a full decode would give, for a fraction of the work.
+"""Exact selective decoding with PyAV: the frames of a full decode for a fraction of the work.
 
 The packets are read first, undecoded: their presentation times say which frames are wanted (sampling.py) and their
 headers which packets those need (selection.py). Nothing is ever sought: the packets are kept in memory between the two
@@ -47,7 +47,7 @@ FALLBACK_RATE = Fraction(25)  # frames a second, for raw streams that tell no ti
 
 @dataclass(frozen=True)
 class FrameRequest:
-    """Which frames of a clip, and in what form. Window [start, end) in seconds from the first frame."""
+    """The frames to decode and their size. Window [start, end) in seconds from the first frame."""
 
     num_frames: int
     size: FrameSize
@@ -71,7 +71,7 @@ def version() -> str:
 
 
 def decode_clip(path: str, request: FrameRequest, limits: Limits | None = None) -> Clip:
-    """The wanted frames of the file at `path`. Raises DecodeFailure."""
+    """Decode the requested frames of the file at `path`. Raises DecodeFailure."""
     limits = limits or Limits()
     try:
         with _opened(path, limits) as (container, stream):
@@ -87,7 +87,7 @@ def decode_clip(path: str, request: FrameRequest, limits: Limits | None = None) 
 
 @contextmanager
 def open_container(path: str, limits: Limits) -> Iterator[Any]:
-    """The container, opened with the allow-lists; DecodeFailure says why not."""
+    """Open a container with the allow-lists of protocols and formats. Raises DecodeFailure."""
     try:
         container = av.open(
             "file:" + path,
@@ -190,7 +190,7 @@ class _Packets:
                 yield from self._demux(container, container.streams[self.stream.index])
 
     def of_runs(self, runs: Sequence[Run]) -> Iterator[tuple[Run, list[Any]]]:
-        """Each run with its packets, dropped ones left out. Runs are disjoint and ascending."""
+        """Yield each run with its packets, without the dropped ones. Runs are disjoint and ascending."""
         if self._kept is not None:
             for run in runs:
                 yield run, [self._kept[i] for i in range(run.first, run.last + 1) if i not in run.dropped]

@@ -1,4 +1,4 @@
-"""Where a clip's bytes come from: a local file, anything fsspec reads (s3://…), or a member of a tar of either kind.
+"""Fetch a clip's bytes: a local file, any fsspec URL (s3://…), or a member of a local or remote tar.
 
 A local file is opened where it lies. Everything else is copied, with a bound on its size, to a temporary file that
 lives only while the clip is decoded, so that the local cache never holds more than one clip per decoding process.
@@ -19,12 +19,12 @@ _MEMBER = re.compile(r"^(?P<tar>.+\.tar)#offset=(?P<offset>\d+)&size=(?P<size>\d
 
 
 def member_source(tar: str, offset: int, size: int) -> str:
-    """How a file inside a tar is written in a manifest: where its bytes start in the tar and how many there are."""
+    """Format the source of a tar member for a manifest, by byte offset and size."""
     return f"{tar}#offset={offset}&size={size}"
 
 
 def local_path(source: str) -> str | None:
-    """The local file that a source lies in: itself, or the tar that it is a member of. None for what is fetched."""
+    """Local file that holds a source (itself or its tar), or None for a remote one."""
     member = _MEMBER.match(source)
     path = member["tar"] if member else source
     return None if "://" in path else path
@@ -32,7 +32,7 @@ def local_path(source: str) -> str | None:
 
 @contextmanager
 def local_file(source: str, limits: Limits) -> Iterator[str]:
-    """A local path that holds the source's bytes for as long as the context lasts. Raises DecodeFailure."""
+    """Provide the source's bytes at a local path within the context. Raises DecodeFailure."""
     member = _MEMBER.match(source)
     if member is None and "://" not in source:
         _require_file(source)

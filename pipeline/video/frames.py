@@ -1,4 +1,4 @@
-"""From a decoded picture to the encoder's square: turned and proportioned as a player would show it, resized, cropped.
+"""Rotate, correct the pixel aspect, resize and crop decoded pictures to the encoder's input size.
 
 The result is that of open_clip's own preprocessing (resize with antialiasing, then crop) where pixels are square,
 but for one grey level in one value of a thousand: the crop is taken first, through the resampler's source box, so that

@@ -1,4 +1,4 @@
-"""What a decoding process is told: one clip, and how to decode."""
+"""The messages to a decoding process: settings, and one job a clip."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -9,7 +9,7 @@ from pipeline.video.limits import Limits
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """All that a worker needs to know. decoder: "pyav", "ffmpeg", or "pyav+ffmpeg" (see decode.py)."""
+    """Settings of a decoding process. decoder: "pyav", "ffmpeg", or "pyav+ffmpeg" (see decode.py)."""
 
     num_frames: int
     size: FrameSize
@@ -32,7 +32,7 @@ class DecodeSettings:
 
 @dataclass(frozen=True)
 class Job:
-    """One clip. `index` is its place in the run; `source` a local path, a URL or a member of a tar (fetch.py)."""
+    """One clip to decode. `index`: position in the run; `source`: a local path, a URL or a tar member (fetch.py)."""
 
     index: int
     source: str

@@ -1,4 +1,4 @@
-"""What one video may cost, and the one exception that says why it gave no frames.
+"""Resource limits of decoding one video, and the exception that reports a failure.
 
 Limits bound an untrusted file: pixels a frame, length, frames decoded, seconds of work, memory. Time is enforced from
 outside (the driver kills the worker process), memory by the kernel (RLIMIT_AS in the worker).
@@ -29,7 +29,7 @@ class Limits:
 
 
 class DecodeFailure(Exception):
-    """A video that gives no frames. `step`: open, scan, decode, fetch; `kind`: one word that retries can select by."""
+    """A video could not be decoded. `step`: open, scan, decode or fetch; `kind`: failure class for `--retry-failed`."""
 
     def __init__(self, step: str, kind: str, message: str):
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Which packets must be decoded to get the wanted frames, and nothing else.
+"""Select the packets that must be decoded for the requested frames.
 
 Pure: from what the packets say (presentation time, where decoding may start, what nothing refers to) to runs of
 packets. Groups of pictures without a wanted frame are left out, each run ends at its last wanted frame, and pictures
@@ -33,7 +33,7 @@ class Run:
 
 
 def shown_order(rows: Sequence[PacketRow]) -> list[int] | None:
-    """Packets in presentation order; None when the packets do not tell it (missing, repeated times, damage)."""
+    """Packets in presentation order; None if times are missing, repeated or damaged."""
     shown = [index for index, row in enumerate(rows) if not row.hidden and row.picture.shown]
     times = {rows[index].pts for index in shown}
     if None in times or len(times) != len(shown) or any(row.damaged for row in rows):
@@ -42,7 +42,7 @@ def shown_order(rows: Sequence[PacketRow]) -> list[int] | None:
 
 
 def plan_runs(rows: Sequence[PacketRow], wanted: Sequence[int]) -> list[Run] | None:
-    """Runs that yield exactly the packets `wanted` (indices into rows); None when only decoding everything is safe.
+    """Plan the runs that yield exactly the packets `wanted` (indices into rows); None if a full decode is needed.
 
     A picture shown before the entry point that it follows in decoding order (a leading picture of an open group) may
     refer to the group before, so its run starts one entry point earlier.

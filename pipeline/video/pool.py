@@ -1,4 +1,4 @@
-"""Decoding processes that may hang, crash or eat memory, behind an iterator that never does.
+"""Run decoding in worker processes with limits on time and memory; failures become results.
 
 Jobs go out in small batches, answers come back in the order of the jobs. At most `max_clips` clips are under way or
 waiting, so memory does not grow with the corpus. A process that gives no answer within the time limit is killed (with
@@ -34,7 +34,7 @@ _START_SECONDS = 120.0  # for a process to import its libraries on a busy machin
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

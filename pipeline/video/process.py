@@ -1,4 +1,4 @@
-"""What a process of this room asks of the kernel."""
+"""Process control: end a worker with its parent."""
 
 import ctypes
 import os

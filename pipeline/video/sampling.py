@@ -1,4 +1,4 @@
-"""Which frames of a clip are looked at: X-Pool's rule, decided on presentation order.
+"""Frame sampling: X-Pool's uniform rule, on presentation order.
 
 The n frames of a clip, in the order in which a player shows them, are cut into F equal intervals and the middle frame
 of each is taken; a clip of fewer than F frames gives all of them (the rest of its row is masked). The frame rate and
@@ -32,7 +32,7 @@ def middle_indices(frame_count: int, num_frames: int) -> list[int]:
 def choose_frames(
     times: Sequence[float], num_frames: int, start: float | None = None, end: float | None = None
 ) -> list[int]:
-    """Positions in `times` (seconds, ascending: presentation order) of the frames to take.
+    """Sample frame indices from `times` (seconds, ascending, presentation order).
 
     A window [start, end) in seconds from the first frame restricts the choice to the frames shown in it; a window
     that holds no frame gives an empty list.

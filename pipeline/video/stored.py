@@ -1,4 +1,4 @@
-"""How the clips of a feature store were decoded, so that the same frames can be decoded again."""
+"""Read a feature store's decoding settings, to decode the same frames again."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from pipeline.video.limits import Limits
 
 
 def decode_settings_of(store: FeatureStore, size: FrameSize) -> DecodeSettings:
-    """The settings that `store` was decoded with, for frames of the encoder's `size`."""
+    """Return the decoding settings of `store`, for frames of the encoder's `size`."""
     about = read_json(store.path / "encoder.json")
     limits = Limits(**about.get("limits", {}))
     return DecodeSettings(store.num_frames, size, store.settings["decoder"], about.get("hwaccel"), limits)

@@ -1,4 +1,4 @@
-"""The middle frame of a clip as a small picture."""
+"""Thumbnails of clips."""
 
 import io
 
@@ -10,7 +10,7 @@ from pipeline.video.limits import DecodeFailure
 
 
 def thumbnail(path: str, width: int = 160) -> bytes | None:
-    """The middle frame of a clip as JPEG, or None where it cannot be read (any more)."""
+    """Encode the middle frame of a clip as JPEG; None if the clip cannot be decoded."""
     try:
         frame = decode_clip(path, FrameRequest(1, FrameSize(width * 9 // 16, width))).frames[0]
     except DecodeFailure:

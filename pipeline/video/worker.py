@@ -1,4 +1,4 @@
-"""A decoding process: reads jobs from a pipe, answers each with frames or with the reason why there are none.
+"""The decoding process: reads jobs from a pipe, answers each with frames or a failure.
 
 Run by pool.py as `python -c "from pipeline.video.worker import main; main()" FD`, in a session of its own, so that it
 can be killed with everything it started, however deep in a decoder it hangs. It imports no torch and starts in a
