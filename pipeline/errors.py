@@ -1,4 +1,4 @@
-"""The few exceptions that users are meant to see: what is wrong, what was expected, what was found, what to do.
+"""Exceptions for users: what is wrong, what was expected, what was found, how to fix it.
 
 `cli.py` prints a UserError as one line and exits with code 2; anything else is a bug and keeps its traceback.
 """
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class UserError(Exception):
-    """A problem that the user can mend. `str(error)` is the whole message, on one line."""
+    """A problem that the user can fix. `str(error)` is the whole message, on one line."""
 
     def __init__(self, what: str, *, expected: Any = None, got: Any = None, fix: str | None = None):
         parts = [what]
@@ -32,7 +32,7 @@ class MissingData(UserError):
 
 
 class FingerprintMismatch(UserError):
-    """Two things made with different settings would have been mixed."""
+    """Artefacts of different settings must not be mixed."""
 
 
 class CorruptShard(UserError):

@@ -1,4 +1,4 @@
-"""Fingerprints of settings: what must be equal before two things made with them may be mixed."""
+"""Fingerprints of settings, compared before artefacts are combined."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What an encoder wants a frame to be, and what decoding gives it: the one thing that `clip` and `video` agree on."""
+"""The frame format that `clip` expects and `video` delivers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class FrameSize:
-    """What an encoder wants. mode: "shortest" (shorter side, then centre crop) or "squash" (aspect not kept)."""
+    """An encoder's input. mode: "shortest" (shorter side, then centre crop) or "squash" (aspect not kept)."""
 
     height: int
     width: int

@@ -1,4 +1,4 @@
-"""The paper's recipe for each data set and backbone, as values: what to run, what it costs, what the paper reached.
+"""Presets: the paper's recipe for each data set and backbone, with its cost and published figures.
 
     preset = get_preset("msrvtt-b32")
     print(preset.describe())
@@ -68,7 +68,7 @@ class Preset:
         )
 
     def describe(self) -> str:
-        """The recipe for people: command, cost, the paper's numbers."""
+        """Describe the recipe as text: command, cost, published figures."""
         options = "".join(f" --option {key}={value}" for key, value in self.dataset_options.items())
         weights = f" --pretrained {self.pretrained}" if self.pretrained else ""
         lines = [

@@ -1,4 +1,4 @@
-"""Which store, head and encoder a command means when the user does not say: the last one, or the choices."""
+"""Resolve a command's feature store, head and encoder."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -47,12 +47,12 @@ def encoder_name(model: str, pretrained: str | None) -> str:
 
 
 def remember_store(workspace: Workspace, dataset: str, encoder: str) -> None:
-    """Note what was extracted last: the later commands take it when they are not told otherwise."""
+    """Record the store extracted last, the default of later commands."""
     write_json(workspace.root / "last.json", {"dataset": dataset, "encoder": encoder})
 
 
 def resolve_store(workspace: Workspace, dataset: str | None = None, encoder: str | None = None) -> ResolvedStore:
-    """The store of the named data set and encoder; unnamed: the only one, or the one extracted last.
+    """Resolve a data set and encoder to a feature store; by default the only one, or the one extracted last.
 
     Raises MissingData when nothing fits, BadInput listing the choices when several do and none was last.
     """
@@ -82,7 +82,7 @@ def resolve_store(workspace: Workspace, dataset: str | None = None, encoder: str
 def split_label(
     workspace: Workspace, chosen: ResolvedStore, split: str | None, video_ids: Collection[str]
 ) -> str | None:
-    """What a result over these videos of a split may be called; None where no split of that name is known.
+    """Label of results on these videos of a split; None for an unknown split.
 
     It is the published split's name only if the videos are that split's, every one: one that could not be downloaded
     or decoded makes it a subset.

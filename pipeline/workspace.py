@@ -1,4 +1,4 @@
-"""Where things lie in the workspace."""
+"""The layout of the workspace."""
 
 import os
 import re
@@ -12,7 +12,7 @@ MAX_NAME = 255  # bytes of a file name, on every common file system
 
 
 def safe_name(name: str) -> str:
-    """A name that is one folder, never a path: refuses what would leave the workspace."""
+    """Check that a name is a single folder name inside the workspace. Raises BadInput."""
     if (
         not name
         or len(os.fsencode(name)) > MAX_NAME
@@ -29,7 +29,7 @@ def safe_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder that all stages meet in; the layout is documented in docs/reference/formats.md."""
+    """The folder of all data; its layout is documented in docs/reference/formats.md."""
 
     root: Path
 

@@ -1,4 +1,4 @@
-"""What is wrong with this copy of a data set, and how to mend it.
+"""Check a copy of a data set against its published form.
 
     report = dataset_report("msrvtt", dataset_dir=workspace.dataset_dir("msrvtt"), deep=True)
 

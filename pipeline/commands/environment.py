@@ -1,4 +1,4 @@
-"""Is this machine fit: Python, torch, CUDA, torchvision, open_clip, ffmpeg, PyAV, faiss, disk; and how to mend each.
+"""Check the environment: Python, torch, CUDA, torchvision, open_clip, ffmpeg, PyAV, faiss, disk.
 
 Libraries are loaded inside the functions, by name, as most of what is asked is whether they load at all.
 """
@@ -21,7 +21,7 @@ MIN_FREE_GB, ENOUGH_FREE_GB = 1, 20
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: `status` is "ok", "warn" or "fail"; `fix` says how to mend it."""
+    """Result of one check: `status` is "ok", "warn" or "fail"; `fix` is the remedy."""
 
     name: str
     status: str
@@ -41,7 +41,7 @@ def worst(checks: Iterable[Check]) -> str:
 
 
 def environment_report(workspace: Path = Path(".")) -> list[Check]:
-    """Python, torch, CUDA, torchvision, open_clip, ffmpeg, PyAV, faiss, memory and disk of the workspace."""
+    """Check Python, torch, CUDA, torchvision, open_clip, ffmpeg, PyAV, faiss, memory and the workspace's disk."""
     return [
         _python(),
         *_torch(),

@@ -160,7 +160,7 @@ def corpus_name(source: str) -> str:
 
 
 def corpus_files(source: str) -> "dict[str, VideoEntry]":
-    """What a corpus holds: the entry of each file by its absolute path, links not followed, or its URL."""
+    """Entries of a corpus by absolute path (links not resolved) or URL."""
     from pipeline.datasets import build_manifest
     from pipeline.datasets.manifests import source_manifest
 
@@ -176,7 +176,7 @@ def corpus_files(source: str) -> "dict[str, VideoEntry]":
 
 
 def new_entries(files: "Mapping[str, VideoEntry]", store: "FeatureStore", folder: str) -> "list[VideoEntry]":
-    """The files that the store has neither extracted nor failed to, under ids that nothing else has.
+    """Entries that the store has not processed yet, under unique ids.
 
     A file is known by where it lies; its id is its path inside the folder, preceded by the folder's name, and a number,
     where another video has that id already.
@@ -196,7 +196,7 @@ def new_entries(files: "Mapping[str, VideoEntry]", store: "FeatureStore", folder
 
 
 def free_id(video_id: str, folder: str, taken: Collection[str]) -> str:
-    """The first of these that is not taken: the id itself, <folder>/<id>, <folder>-2/<id>, <folder>-3/<id>, ...
+    """First free id of: the id itself, <folder>/<id>, <folder>-2/<id>, <folder>-3/<id>, ...
 
     >>> free_id("a.mp4", "clips", {"a.mp4", "clips/a.mp4"})
     'clips-2/a.mp4'

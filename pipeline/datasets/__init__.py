@@ -66,7 +66,7 @@ def build_manifest(
     dataset_dir: Path | None = None,
     **options: Any,
 ) -> "Manifest":
-    """The manifest of a data set; its files are looked for in `dataset_dir`/{videos,annotations} unless named.
+    """Build the manifest of a data set; its files default to `dataset_dir`/{videos,annotations}.
 
     Options: `splits` ("train,val,test" or a part of it: the files of the other splits are then not needed), and those
     of the data set's `annotate` (or of the generator of shapes). For "folder", `annotations` is the captions file and

@@ -1,4 +1,4 @@
-"""From annotated clips to the manifest: file lookup, held-out validation, counts, and what may be claimed.
+"""Assemble annotated clips into a manifest: file lookup, held-out validation, counts, published split names.
 
 The protocol of a manifest (JSON) has
     dataset, options, caption_rule, validation, source
@@ -26,7 +26,7 @@ HOLD_OUT_SEED = 24
 
 @dataclass(frozen=True)
 class Clip:
-    """One annotated video. `names`: what its file may be called, the likeliest first (default: its id)."""
+    """One annotated video. `names`: possible file names, the most likely first (default: its id)."""
 
     video_id: str
     split: str
@@ -48,7 +48,7 @@ class PublishedSplit:
 
 @dataclass(frozen=True)
 class Annotated:
-    """All that a data set's annotation files say; `origin` is the official source's name."""
+    """Content of a data set's annotation files; `origin` is the name of the official source."""
 
     clips: tuple[Clip, ...]
     published: Mapping[str, PublishedSplit]
@@ -62,7 +62,7 @@ def ids_digest(ids: Iterable[str]) -> str:
 
 
 def claim(split: Mapping[str, Any], ids: Collection[str]) -> str:
-    """What a result over these videos may be called: the split's name only if the ids are exactly the published ones.
+    """Label of results on these videos: the split's name only if the ids are exactly the published ones.
 
     `split` is an entry of a manifest's `protocol["splits"]`: a report asks again with the ids that it really used.
     A split that nobody published (held out, or one's own data) keeps its name if all its videos are there.

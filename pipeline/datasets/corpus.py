@@ -1,4 +1,4 @@
-"""Corpora that are no plain folder: WebDataset tars, lists of paths or URLs, and whatever fsspec can list (s3://…).
+"""Corpora other than a local folder: WebDataset tars, lists of paths or URLs, any fsspec URL (s3://…).
 
 Each becomes the same manifest. Nothing is copied here: an entry names a URL, or where in a tar its bytes lie, and the
 decoding process fetches one clip at a time (fetch.py). Captions come from a list's `caption` column, or from a tar's
@@ -32,7 +32,7 @@ _LIST_BYTES = 1 << 30  # a remote list is copied before it is read
 
 
 def read_source(source: str, name: str, allow_private: bool = False) -> Manifest:
-    """The manifest of a corpus that is no plain local folder.
+    """Build the manifest of a corpus other than a local folder.
 
     Args:
         source: A .tar or a pattern of tars, a list (.csv, .jsonl, .parquet), or a folder's URL. Local or remote.
@@ -51,7 +51,7 @@ def read_source(source: str, name: str, allow_private: bool = False) -> Manifest
 
 
 def url_manifest(url: str, name: str, allow_private: bool = False) -> Manifest:
-    """Every video below a URL; what by its extension is none is counted as skipped."""
+    """List every video below a URL; files of other extensions are counted as skipped."""
     filesystem, path = _filesystem(url.rstrip("/"), allow_private)
     root = filesystem.unstrip_protocol(path) if "://" in url else path  # as the files are listed
     files = _listed(url.rstrip("/") + "/**", allow_private)

@@ -31,7 +31,7 @@ NO_VIDEOS = {
 
 
 def build(videos: Path, captions_file: Path | None = None, *, corpus: str = "folder") -> Manifest:
-    """`folder_manifest` under the options that a command line gives."""
+    """Adapter of `folder_manifest` for `build_manifest`."""
     return folder_manifest(videos, captions_file, corpus)
 
 

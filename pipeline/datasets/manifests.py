@@ -1,4 +1,4 @@
-"""From what a user names (a data set, a folder, a list, a tar, a URL) to one manifest."""
+"""Build a manifest from a data set's name, a folder, a list, a tar or a URL."""
 
 import re
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ def dataset_manifest(
 
 
 def folder_name(videos: Path) -> str:
-    """What a folder's features and index are called: its own name, in characters that are safe everywhere."""
+    """Name of a folder's features and index: the folder's own name in safe characters."""
     return re.sub(r"[^\w.-]+", "-", Path(videos).resolve().name).strip("-.") or "videos"
 
 

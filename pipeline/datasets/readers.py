@@ -21,7 +21,7 @@ LISTS = (".csv", ".jsonl", ".parquet")
 
 @dataclass
 class Repairs:
-    """What was mended while reading: kind -> the places."""
+    """Repairs made while reading: kind -> places."""
 
     places: dict[str, list[str]] = field(default_factory=dict)
 

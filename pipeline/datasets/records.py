@@ -1,4 +1,4 @@
-"""Small checked steps that the data sets' adapters are made of."""
+"""Shared, checked steps of the data sets' adapters."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where a data set's files lie, and the one clear list of what is missing."""
+"""Locate a data set's files, and report all missing ones in one error."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

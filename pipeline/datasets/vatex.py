@@ -54,7 +54,7 @@ def annotate(source: Source, *, captions: str = "all") -> Annotated:
 
 
 def file_names(video_id: str, cut: Counter[str]) -> tuple[str, ...]:
-    """What downloaders call the clip: the id, the id without padding, the YouTube id where only one clip has it.
+    """Possible file names of a clip: the id, the id without padding, the YouTube id where it is unique.
 
     >>> file_names("Ptf_2VRj-V0_000122_000132", Counter(["Ptf_2VRj-V0"]))
     ('Ptf_2VRj-V0_000122_000132', 'Ptf_2VRj-V0_122_132', 'Ptf_2VRj-V0')

@@ -1,4 +1,4 @@
-"""Finds the file of each video: the folder is listed once, then looked up by name.
+"""Index a folder's files by name: one listing, then constant-time look-ups.
 
 Copies of one data set differ in folder depth, container and extension, and ids hold dots, so a file answers to its name
 with every known video extension taken off in turn: `a.mov.mp4` to `a.mov.mp4`, `a.mov` and `a`; LSMDC's
@@ -64,7 +64,7 @@ def _is_utf8(name: str) -> bool:
 
 
 def known_names(file_name: str) -> Iterator[str]:
-    """The names that a file answers to. An extension of digits is never taken off: ids end in milliseconds.
+    """Names under which a file is found. A numeric extension is kept: ids end in milliseconds.
 
     >>> list(known_names("a.mov.mp4")), list(known_names("1012_Up_00.05.16.065-00.05.21.941.avi"))[1:]
     (['a.mov.mp4', 'a.mov', 'a'], ['1012_Up_00.05.16.065-00.05.21.941'])

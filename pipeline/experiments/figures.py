@@ -1,4 +1,4 @@
-"""The paper's figures for trained runs: the gap before and after alignment, and what the tables of `reproduce` show.
+"""Draw the paper's figures for trained runs: the modality gap, and the tables of `reproduce`.
 
 Over every caption of the test split with its own video (the relevant pairs), for each run: histograms of the gap's L2
 and L1 norm and of the cosine, the change in cosine against another run (the paper's Figures 3 to 6), and texts and
@@ -52,7 +52,7 @@ def draw_figures(
     heads: Sequence[ResolvedHead],
     against: ResolvedHead | None = None,
 ) -> Drawn:
-    """Draw everything that these runs and the finished tables allow.
+    """Draw the figures that these runs and the finished tables provide data for.
 
     Raises MissingData without captions, BadInput for a head whose compared text depends on the video.
     """

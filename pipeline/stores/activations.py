@@ -15,19 +15,19 @@ FRAMES, TEXTS = "frame_token", "text_token"  # the names of the columns begin wi
 
 
 def frame_columns(activations: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    """Columns of a video shard that keep activations (V, F, L, W)."""
+    """Quantise activations (V, F, L, W) into columns of a video shard."""
     return _columns(activations, dtype, FRAMES)
 
 
 def text_columns(activations: Sequence[np.ndarray], dtype: str) -> dict[str, Ragged]:
-    """Columns of a text shard that keep the activations (L, W) of each caption, which differ in L."""
+    """Quantise the activations (L, W) of each caption, of varying L, into columns of a text shard."""
     offsets = np.concatenate([[0], np.cumsum([len(part) for part in activations])]).astype(np.int64)
     columns = _columns(np.concatenate(activations), dtype, TEXTS)
     return {name: Ragged(values, offsets) for name, values in columns.items()}
 
 
 def restore(columns: Mapping[str, Any], name: str) -> np.ndarray:
-    """float32 activations (..., L, W) of what `_columns` kept under `name`."""
+    """Restore float32 activations (..., L, W) from the columns of `name`."""
     values = np.asarray(columns[f"{name}s"]).astype(np.float32)
     scale = columns.get(f"{name}_scale")
     return values if scale is None else values * np.asarray(scale).astype(np.float32)[..., None]

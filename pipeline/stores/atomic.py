@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside their place, fsynced, then renamed into it."""
+"""Atomic file writes: temporary file, fsync, rename."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ def fsync_dir(path: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Clear what a killed writer left behind. Only for a folder whose lock the caller holds."""
+    """Remove temporary files of a killed writer. The caller must hold the folder's lock."""
     for leftover in folder.glob(".tmp-*"):
         leftover.unlink(missing_ok=True)
 

@@ -68,14 +68,14 @@ class Generation:
         )
 
     def verify_files(self) -> None:
-        """CorruptShard if a file's bytes are not those that were written."""
+        """Verify size and sha256 of every file. Raises CorruptShard."""
         for name, expected in self.info["files"].items():
             found = sha256_file(self.path / name) if (self.path / name).exists() else "no file"
             if found != expected["sha256"]:
                 raise CorruptShard(f"{self.path / name} changed after it was written", expected=expected, got=found)
 
     def close(self) -> None:
-        """Let ``prune`` have it."""
+        """Release the lock that protects the generation from ``prune``."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -1,4 +1,4 @@
-"""A column that spans several shards, read only where it is asked for.
+"""Memory-mapped columns over several shards.
 
 Features larger than memory stay on disk: each shard's part is a memory map (HDF5) and a row is copied when it is
 indexed. Behaves like the array that it stands for as far as readers need: len, shape, dtype, nbytes, indexing by a

@@ -13,7 +13,7 @@ from pipeline.errors import BadInput
 
 @dataclass(frozen=True)
 class Rows:
-    """What an index holds, and whose it is.
+    """Vectors of an index generation and the videos that own them.
 
     ``numbers`` (N,) int64, ``video_ids`` and ``paths`` (N): the videos. ``vectors`` (R, D) float16 in the order of the
     index; ``owners`` (R,) int64 points into the videos, -1 where the video was deleted.
