@@ -28,7 +28,7 @@ class ExtractSettings:
     `min_coverage`: the least share of videos (skipped ones aside) that must be done for the run to count as good.
     `allow_mixed_decoders`: ffmpeg may try what PyAV cannot read; the store then names the decoder of every video.
     `long_captions`: "cut" after the text tower's context, or "windows" over the whole caption, averaged.
-    `quick_gelu`: the activation that weights were made with, where they do not say (see weights_loading).
+    `quick_gelu`: activation of weights that do not record it (see `pipeline.clip.loading`).
     """
 
     model: str = "shapes-clip"

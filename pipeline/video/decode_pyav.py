@@ -1,8 +1,8 @@
 """Exact selective decoding with PyAV: the frames of a full decode for a fraction of the work.
 
 The packets are read first, undecoded: their presentation times say which frames are wanted (sampling.py) and their
-headers which packets those need (selection.py). Nothing is ever sought: the packets are kept in memory between the two
-passes (a file beyond the limit is read twice), so no container's index can send us to the wrong place.
+headers which packets those need (packet_selection.py). There is no seeking: the packets are kept in memory between the
+two passes (a file beyond the limit is read twice), so a wrong index in a container does no harm.
 
 Where the packets do not tell the whole story (missing or repeated times, damage, interlaced fields, codecs whose
 headers we do not read), or where a decoded run does not yield exactly the frames it promised, everything is decoded in
