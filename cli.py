@@ -269,7 +269,7 @@ def extract(
 @app.command("train-head")
 def train_head(
     head: Annotated[
-        str, typer.Option(help="mean-pool, xpool, mlp, fixed-prior, diffusion, dits, tmass or module:Class")
+        str, typer.Option(help="mean-pool, xpool, mlp, fixed-prior, diffusion, dits, tmass, tmass-lite or module:Class")
     ] = "dits",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the head, name=value; repeatable")
