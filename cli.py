@@ -317,7 +317,7 @@ def train_head(
     python cli.py train-head --head dits --set T_prime=1 --distill dits-1a2b3c4d
     """
     from pipeline.evaluate.metrics import retrieval_metrics
-    from pipeline.resolve import choose_store
+    from pipeline.resolve import resolve_store
     from pipeline.train.finetune import FinetuneTask, remember_tuned, tune_settings
     from pipeline.train.loop import TrainSettings
     from pipeline.train.recipe import head_config, recipe
@@ -332,7 +332,7 @@ def train_head(
     if distill and (end_to_end or train_blocks):
         raise BadInput("--distill trains a head alone", fix="leave --train-blocks and --end-to-end away")
     place = Workspace.locate(workspace)
-    chosen = choose_store(place, dataset, encoder)
+    chosen = resolve_store(place, dataset, encoder)
     config = head_config(chosen, head, pairs(set_, "--set"), paper_literal=paper_literal)
     settings = TrainSettings(**recipe(chosen, lr=lr, epochs=epochs, batch_size=batch_size), seed=seed)
     task = DistillTask(distill) if distill else HeadTask()
@@ -383,14 +383,14 @@ def index(
         python cli.py index --factory HNSW32 --search efSearch=128
         python cli.py index --run zero-shot
     """
-    from pipeline.resolve import choose_head, choose_store
+    from pipeline.resolve import resolve_head, resolve_store
     from pipeline.retrieve.autotune import Need
     from pipeline.retrieve.corpus import build_corpus_index, choose_spec
     from pipeline.retrieve.index import IndexSpec
 
     place = Workspace.locate(workspace)
-    chosen = choose_store(place, dataset, encoder)
-    head = choose_head(place, chosen, run, head_dir)
+    chosen = resolve_store(place, dataset, encoder)
+    head = resolve_head(place, chosen, run, head_dir)
     by_need = [value for value in (recall, memory, latency_ms) if value is not None]
     exclusive(
         {"--recall, --memory, --latency-ms": by_need, "--factory, --search, --on-disk": factory or search_ or on_disk}
@@ -432,11 +432,11 @@ def evaluate(
     """
     from pipeline.evaluate.evaluation import Options
     from pipeline.evaluate.run import evaluate_chosen, results_table
-    from pipeline.resolve import choose_head, choose_store
+    from pipeline.resolve import resolve_head, resolve_store
 
     place = Workspace.locate(workspace)
-    chosen = choose_store(place, dataset, encoder)
-    head = choose_head(place, chosen, run, head_dir)
+    chosen = resolve_store(place, dataset, encoder)
+    head = resolve_head(place, chosen, run, head_dir)
     post = [name for name, wanted in (("dual-softmax", dual_softmax), ("query-bank", query_bank)) if wanted]
     options = Options(ties=ties, memory_limit=size_in_bytes(memory_limit), post=post, shortlist=shortlist)  # type: ignore[arg-type]
     evaluation, folder = evaluate_chosen(
@@ -584,11 +584,11 @@ def reproduce(
         python cli.py reproduce --table 6a,6b --set blocks=1 --set T_prime=3 --batch-size 32
     """
     from pipeline.experiments.reproduce import possible_tables, reproduce
-    from pipeline.resolve import choose_store
+    from pipeline.resolve import resolve_store
     from pipeline.train.recipe import head_settings, recipe
 
     place = Workspace.locate(workspace)
-    chosen = choose_store(place, dataset, encoder)
+    chosen = resolve_store(place, dataset, encoder)
     names = possible_tables(place, chosen, say) if table == "all" else table.split(",")
     given = {"lr": lr, "epochs": 1 if quick else epochs, "batch_size": batch_size}
     written = reproduce(
@@ -620,12 +620,12 @@ def figures(
         python cli.py figures --run dits-1a2b3c4d --against xpool-1a2b3c4d
     """
     from pipeline.experiments.figures import draw_figures
-    from pipeline.resolve import choose_head, choose_store
+    from pipeline.resolve import resolve_head, resolve_store
 
     place = Workspace.locate(workspace)
-    chosen = choose_store(place, dataset, encoder)
-    heads = [choose_head(place, chosen, name) for name in run or (None,)]
-    base = choose_head(place, chosen, against) if against else None
+    chosen = resolve_store(place, dataset, encoder)
+    heads = [resolve_head(place, chosen, name) for name in run or (None,)]
+    base = resolve_head(place, chosen, against) if against else None
     drawn = draw_figures(place, chosen, heads, base, say=say)
     files = [str(path) for path in drawn.files]
     show({"gaps": drawn.means, "files": files}, as_json, "\n".join([drawn.table, *files]))
@@ -645,11 +645,11 @@ def export_clip(
     \b
         python cli.py export-clip dits-top2-1a2b3c4d tuned.safetensors
     """
-    from pipeline.resolve import choose_store
+    from pipeline.resolve import resolve_store
     from pipeline.train.finetune import export_clip
 
     place = Workspace.locate(workspace)
-    export_clip(place, choose_store(place, dataset, encoder), run, out)
+    export_clip(place, resolve_store(place, dataset, encoder), run, out)
     show({"clip": str(out)}, as_json, f"{out}: load it with open_clip.create_model(NAME, pretrained={str(out)!r})")
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.resolve import choose_head, choose_store
+from pipeline.resolve import resolve_head, resolve_store
 from pipeline.stores.features import text_to_video
 from pipeline.workspace import Workspace
 
@@ -31,8 +31,8 @@ def main() -> None:
     parser.add_argument("--run", default=None)
     arguments = parser.parse_args()
     workspace = Workspace.locate(arguments.workspace)
-    store = choose_store(workspace, arguments.dataset)
-    head = choose_head(workspace, store, arguments.run).head
+    store = resolve_store(workspace, arguments.dataset)
+    head = resolve_head(workspace, store, arguments.run).head
     videos, texts = store.store.videos("test"), store.store.texts("test")
     own = torch.from_numpy(text_to_video(texts, videos))
     frames, mask = torch.from_numpy(videos.frame_embeds).float(), torch.from_numpy(videos.frame_mask)

@@ -19,7 +19,7 @@ ZERO_SHOT = "zero-shot"  # the run name of plain mean pooling, which needs no tr
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ResolvedStore:
     """A feature store and the names that lead to it: features/<dataset>/<encoder>."""
 
     dataset: str
@@ -28,7 +28,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class ChosenHead:
+class ResolvedHead:
     """A head ready for inference, the run that it came from, and the record of how it was made. `head_dir`: its folder,
     where the user named one."""
 
@@ -51,7 +51,7 @@ def remember_store(workspace: Workspace, dataset: str, encoder: str) -> None:
     write_json(workspace.root / "last.json", {"dataset": dataset, "encoder": encoder})
 
 
-def choose_store(workspace: Workspace, dataset: str | None = None, encoder: str | None = None) -> Chosen:
+def resolve_store(workspace: Workspace, dataset: str | None = None, encoder: str | None = None) -> ResolvedStore:
     """The store of the named data set and encoder; unnamed: the only one, or the one extracted last.
 
     Raises MissingData when nothing fits, BadInput listing the choices when several do and none was last.
@@ -76,10 +76,12 @@ def choose_store(workspace: Workspace, dataset: str | None = None, encoder: str 
             fix="give --dataset, --encoder",
         )
     name, encoder = fitting[0]
-    return Chosen(name, encoder, FeatureStore.open(workspace.features_dir(name, encoder)))
+    return ResolvedStore(name, encoder, FeatureStore.open(workspace.features_dir(name, encoder)))
 
 
-def split_label(workspace: Workspace, chosen: Chosen, split: str | None, video_ids: Collection[str]) -> str | None:
+def split_label(
+    workspace: Workspace, chosen: ResolvedStore, split: str | None, video_ids: Collection[str]
+) -> str | None:
     """What a result over these videos of a split may be called; None where no split of that name is known.
 
     It is the published split's name only if the videos are that split's, every one: one that could not be downloaded
@@ -90,9 +92,9 @@ def split_label(workspace: Workspace, chosen: Chosen, split: str | None, video_i
     return claim(accounts[split], video_ids) if split in accounts else None
 
 
-def choose_head(
-    workspace: Workspace, chosen: Chosen, run: str | None = None, head_dir: Path | None = None
-) -> ChosenHead:
+def resolve_head(
+    workspace: Workspace, chosen: ResolvedStore, run: str | None = None, head_dir: Path | None = None
+) -> ResolvedHead:
     """The head trained last on the data set with the store's encoder, the tables' runs aside; or the run named; or the
     folder named.
 
@@ -107,7 +109,7 @@ def choose_head(
         run = runs[-1].name if runs else ZERO_SHOT
     if run == ZERO_SHOT:
         config = HeadConfig(head="mean-pool", dim=chosen.store.dim)
-        return ChosenHead(ZERO_SHOT, build_head(config).eval(), {"head": config.to_dict(), "selected_on": None})
+        return ResolvedHead(ZERO_SHOT, build_head(config).eval(), {"head": config.to_dict(), "selected_on": None})
     if run not in [path.name for path in runs]:
         raise MissingData(
             f"no head {run!r} for {chosen.dataset}",
@@ -123,7 +125,7 @@ def _taken_unnamed(folder: Path, store: FeatureStore) -> bool:
     return bool(record["encoder"] | store.cache_settings == store.settings) and not record.get("for_tables")
 
 
-def open_head(folder: Path, store: FeatureStore) -> ChosenHead:
+def open_head(folder: Path, store: FeatureStore) -> ResolvedHead:
     weights, record = load_head(folder)
     try:
         config = HeadConfig.from_dict(record["head"])
@@ -144,4 +146,4 @@ def open_head(folder: Path, store: FeatureStore) -> ChosenHead:
         head.load_state_dict(weights)
     except RuntimeError as error:
         raise CorruptShard(f"the weights in {folder} are not this head's ({error})", fix="train it again") from None
-    return ChosenHead(folder.name, head.eval(), record)
+    return ResolvedHead(folder.name, head.eval(), record)

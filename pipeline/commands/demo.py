@@ -10,7 +10,7 @@ from pipeline.evaluate.metrics import retrieval_metrics
 from pipeline.evaluate.run import evaluate_chosen, results_table
 from pipeline.extract.corpus import extract_manifest
 from pipeline.extract.settings import ExtractSettings
-from pipeline.resolve import ZERO_SHOT, choose_head, choose_store
+from pipeline.resolve import ZERO_SHOT, resolve_head, resolve_store
 from pipeline.retrieve.corpus import build_corpus_index
 from pipeline.retrieve.index import IndexSpec
 from pipeline.train.loop import TrainSettings
@@ -29,7 +29,7 @@ def demo(workspace: Workspace, say: Say, stepwise: Stepwise, **options: Any) -> 
     settings = ExtractSettings()
     manifest = dataset_manifest(workspace, "shapes", None, None, None, options)
     extract_manifest(workspace, manifest, settings)
-    chosen = choose_store(workspace, "shapes", settings.model)
+    chosen = resolve_store(workspace, "shapes", settings.model)
 
     runs = {"mean pooling (zero-shot)": ZERO_SHOT}
     for number, (head, title) in enumerate((("xpool", "X-Pool"), ("dits", "DITS")), start=2):
@@ -41,11 +41,11 @@ def demo(workspace: Workspace, say: Say, stepwise: Stepwise, **options: Any) -> 
         runs[title] = result["run"]
 
     say("4/4  indexing and evaluating")
-    served = choose_head(workspace, chosen, runs["DITS"])  # `search` goes on with it
+    served = resolve_head(workspace, chosen, runs["DITS"])  # `search` goes on with it
     build_corpus_index(workspace, chosen, served, IndexSpec(), say=say)
     rows, folders = [], {}
     for title, run in runs.items():
-        head_ = choose_head(workspace, chosen, run)
+        head_ = resolve_head(workspace, chosen, run)
         evaluation, folders[title] = evaluate_chosen(workspace, chosen, head_, Options(), through_index=True, say=say)
         rows.append({"system": title, "run": run, **evaluation.contract()})
     differences = {

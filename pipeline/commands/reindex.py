@@ -13,7 +13,7 @@ from pipeline.datasets import build_manifest
 from pipeline.datasets.manifests import folder_name
 from pipeline.extract.driver import extract
 from pipeline.extract.settings import settings_of
-from pipeline.resolve import choose_head, choose_store
+from pipeline.resolve import resolve_head, resolve_store
 from pipeline.retrieve.corpus import generations, head_of, locations, maker, require_indexable
 from pipeline.retrieve.retriever import only_corpus
 from pipeline.retrieve.updates import Policy, Reindexed, reindex_vectors
@@ -45,8 +45,8 @@ def reindex(
     name = name or only_corpus(workspace)
     with generations(workspace, name).open() as live:
         origin = live.info["origin"]
-    chosen = choose_store(workspace, origin["dataset"], origin["encoder"])
-    head = choose_head(workspace, chosen, run) if run else head_of(workspace, chosen, origin)
+    chosen = resolve_store(workspace, origin["dataset"], origin["encoder"])
+    head = resolve_head(workspace, chosen, run) if run else head_of(workspace, chosen, origin)
     require_indexable(head)
     if corpus is not None:
         files = corpus_files(corpus)

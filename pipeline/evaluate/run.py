@@ -12,7 +12,7 @@ from pipeline.evaluate.evaluation import Evaluation, Options, evaluate
 from pipeline.evaluate.index_loss import IndexedGallery
 from pipeline.evaluate.modality_gap import RelevantPairs
 from pipeline.evaluate.report import sample_queries, write_report
-from pipeline.resolve import Chosen, ChosenHead, split_label
+from pipeline.resolve import ResolvedHead, ResolvedStore, split_label
 from pipeline.retrieve.corpus import build_corpus_index, generations, locations, require_indexable
 from pipeline.retrieve.index import IndexSpec
 from pipeline.retrieve.scorer import head_fingerprint
@@ -28,8 +28,8 @@ FIGURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
 def evaluate_chosen(
     workspace: Workspace,
-    chosen: Chosen,
-    head: ChosenHead,
+    chosen: ResolvedStore,
+    head: ResolvedHead,
     options: Options,
     *,
     split: str | None = None,
@@ -78,7 +78,7 @@ def evaluate_chosen(
 
 @contextmanager
 def indexed_gallery(
-    workspace: Workspace, chosen: Chosen, head: ChosenHead, videos: VideoFeatures, say: Say
+    workspace: Workspace, chosen: ResolvedStore, head: ResolvedHead, videos: VideoFeatures, say: Say
 ) -> Iterator[IndexedGallery]:
     """The live index (a new Flat one where there is none), if it is of this head and these features and holds all the
     videos; else one of the same type for this evaluation alone: what `search` finds does not change."""
@@ -101,7 +101,7 @@ def indexed_gallery(
             yield replace(gallery, about=gallery.about | {"generation": "none: built for this evaluation alone"})
 
 
-def unfit(live: Generation, chosen: Chosen, head: ChosenHead, videos: VideoFeatures) -> str:
+def unfit(live: Generation, chosen: ResolvedStore, head: ResolvedHead, videos: VideoFeatures) -> str:
     """Why an index cannot be evaluated with this head on these videos, or nothing."""
     if (live.info["head"], live.info["encoder"]) != (head_fingerprint(head.head), chosen.store.settings):
         return "was made with another head or other features"
@@ -111,8 +111,8 @@ def unfit(live: Generation, chosen: Chosen, head: ChosenHead, videos: VideoFeatu
 
 def protocol_card(
     workspace: Workspace,
-    chosen: Chosen,
-    head: ChosenHead,
+    chosen: ResolvedStore,
+    head: ResolvedHead,
     split: str | None,
     videos: VideoFeatures,
     texts: TextFeatures,

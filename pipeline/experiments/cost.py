@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.resolve import Chosen, ChosenHead
+from pipeline.resolve import ResolvedHead, ResolvedStore
 from pipeline.stores.features import FeatureStore
 from pipeline.train.finetune import tuned_encoder
 from pipeline.train.trainable_clip import clips_of
 from pipeline.workspace import Workspace
 
 
-def cost(workspace: Workspace, chosen: Chosen, head: ChosenHead) -> dict[str, float]:
+def cost(workspace: Workspace, chosen: ResolvedStore, head: ResolvedHead) -> dict[str, float]:
     """{"epoch s": validation included, "training MB": peak, "disk MB": what must lie there, all splits}."""
     record = head.record
     base = chosen.encoder.removesuffix(tuned_encoder("", head.run))
@@ -18,11 +18,11 @@ def cost(workspace: Workspace, chosen: Chosen, head: ChosenHead) -> dict[str, fl
     return {
         "epoch s": round(record["seconds"] / record["settings"]["epochs"], 2),
         "training MB": record["peak_mb"],
-        "disk MB": round(bytes_read(workspace, Chosen(chosen.dataset, base, store), record) / 1e6, 2),
+        "disk MB": round(bytes_read(workspace, ResolvedStore(chosen.dataset, base, store), record) / 1e6, 2),
     }
 
 
-def bytes_read(workspace: Workspace, chosen: Chosen, record: dict[str, Any]) -> int:
+def bytes_read(workspace: Workspace, chosen: ResolvedStore, record: dict[str, Any]) -> int:
     """The features; with CLIP's top blocks the activations that enter them too; end to end the video files alone.
 
     The activations' bytes do not depend on how many blocks train: each depth has as many tokens of the same width.

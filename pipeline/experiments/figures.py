@@ -19,7 +19,7 @@ from pipeline.evaluate.modality_gap import PAPER, RelevantPairs, principal_plane
 from pipeline.evaluate.plots import curves, histograms, panels, points, save
 from pipeline.experiments.reproduce import tables_dir
 from pipeline.experiments.tables import TABLES
-from pipeline.resolve import Chosen, ChosenHead
+from pipeline.resolve import ResolvedHead, ResolvedStore
 from pipeline.stores.atomic import atomic_write, read_json, write_json
 from pipeline.workspace import Workspace
 
@@ -45,9 +45,9 @@ class Drawn:
 
 def draw_figures(
     workspace: Workspace,
-    chosen: Chosen,
-    heads: Sequence[ChosenHead],
-    against: ChosenHead | None = None,
+    chosen: ResolvedStore,
+    heads: Sequence[ResolvedHead],
+    against: ResolvedHead | None = None,
     *,
     say: Callable[[str], None],
 ) -> Drawn:

@@ -21,7 +21,7 @@ from pipeline.evaluate.rank_counts import counts_of
 from pipeline.experiments.cost import cost
 from pipeline.experiments.tables import FRAMES_LEFT, WORDS_PERCENT
 from pipeline.fingerprint import fingerprint
-from pipeline.resolve import Chosen, ChosenHead
+from pipeline.resolve import ResolvedHead, ResolvedStore
 from pipeline.stores.atomic import atomic_write
 from pipeline.stores.features import TextFeatures, VideoFeatures, text_to_video
 from pipeline.workspace import Workspace
@@ -29,16 +29,16 @@ from pipeline.workspace import Workspace
 SEED = 24  # of the damage: one for all runs, so that they meet the same
 TEXTS, REPEATS = 1000, 5  # of an alignment that is timed
 
-Measure = Callable[[Workspace, Chosen, ChosenHead], dict[str, float]]
+Measure = Callable[[Workspace, ResolvedStore, ResolvedHead], dict[str, float]]
 
 
-def gap(workspace: Workspace, chosen: Chosen, head: ChosenHead) -> dict[str, float]:
+def gap(workspace: Workspace, chosen: ResolvedStore, head: ResolvedHead) -> dict[str, float]:
     """{"L1 unit before": mean over the relevant pairs of the test split, ...}; see `retrieve.gaps`."""
     pairs = RelevantPairs.of(head.head, chosen.store.videos("test", mmap=True), chosen.store.texts("test"))
     return {f"{name} {when}": mean for name, means in pairs.means().items() for when, mean in means.items()}
 
 
-def align(workspace: Workspace, chosen: Chosen, head: ChosenHead) -> dict[str, float]:
+def align(workspace: Workspace, chosen: ResolvedStore, head: ResolvedHead) -> dict[str, float]:
     """{"ms": milliseconds to align 1000 texts}, the fastest of a few times: what disturbs a process only adds."""
     embeds = np.resize(chosen.store.texts("test").text_embeds, (TEXTS, chosen.store.dim))
     seconds = []
@@ -49,7 +49,7 @@ def align(workspace: Workspace, chosen: Chosen, head: ChosenHead) -> dict[str, f
     return {"ms": round(1000 * min(seconds), 3)}
 
 
-def robustness(workspace: Workspace, chosen: Chosen, head: ChosenHead) -> dict[str, float]:
+def robustness(workspace: Workspace, chosen: ResolvedStore, head: ResolvedHead) -> dict[str, float]:
     """R@1 on the test split by damage: {"dropped 10": ..., "swapped 50": ..., "even 6": ..., "random 1": ...}.
 
     Captions are damaged and encoded anew; frames are removed by the mask. Percent of words, or frames left.
@@ -73,7 +73,7 @@ def robustness(workspace: Workspace, chosen: Chosen, head: ChosenHead) -> dict[s
     return found
 
 
-def damaged_embeds(folder: Path, chosen: Chosen, texts: TextFeatures, kind: str, share: float) -> np.ndarray:
+def damaged_embeds(folder: Path, chosen: ResolvedStore, texts: TextFeatures, kind: str, share: float) -> np.ndarray:
     """Embeddings (T, D) of damaged captions; every run of a store asks for the same ones, so they are kept."""
     damaged = damage_captions(texts.captions, texts.caption_ids, kind, share, SEED)
     said = hashlib.sha256("\n".join(damaged).encode()).hexdigest()

@@ -30,7 +30,7 @@ from pipeline.experiments.runs import (
     tested,
 )
 from pipeline.experiments.tables import FIGURES, TABLES, Column, Row, Table
-from pipeline.resolve import Chosen, split_label
+from pipeline.resolve import ResolvedStore, split_label
 from pipeline.stores.atomic import atomic_write, write_json
 from pipeline.workspace import Workspace
 
@@ -55,7 +55,7 @@ class Line:
 
 def reproduce(
     workspace: Workspace,
-    chosen: Chosen,
+    chosen: ResolvedStore,
     names: list[str],
     recipe: dict[str, Any],
     *,
@@ -107,11 +107,11 @@ def reproduce(
     return written
 
 
-def tables_dir(workspace: Workspace, chosen: Chosen) -> Path:
+def tables_dir(workspace: Workspace, chosen: ResolvedStore) -> Path:
     return workspace.report_dir(chosen.dataset, "tables") / chosen.encoder
 
 
-def possible_tables(workspace: Workspace, chosen: Chosen, say: Callable[[str], None]) -> list[str]:
+def possible_tables(workspace: Workspace, chosen: ResolvedStore, say: Callable[[str], None]) -> list[str]:
     """The tables whose systems these features allow; of the others, says why not."""
     names = []
     for name in TABLES:
@@ -123,7 +123,7 @@ def possible_tables(workspace: Workspace, chosen: Chosen, say: Callable[[str], N
     return names
 
 
-def require_possible(workspace: Workspace, chosen: Chosen, name: str, head: dict[str, Any]) -> None:
+def require_possible(workspace: Workspace, chosen: ResolvedStore, name: str, head: dict[str, Any]) -> None:
     """Raises BadInput where a system of a table cannot be trained on these features, or with these settings."""
     for row in TABLES[name].rows:
         if "T' =" in row.label and (given := {"T", "T_prime"} & set(head)):

@@ -175,7 +175,7 @@ def _open(spec: RunSpec, *, to_train: bool = False) -> Any:
     """The features that a run starts from, or, once it is trained, those of the CLIP that it left."""
     import torch
 
-    from pipeline.resolve import choose_store
+    from pipeline.resolve import resolve_store
 
     if spec.threads:
         torch.set_num_threads(spec.threads)
@@ -184,7 +184,7 @@ def _open(spec: RunSpec, *, to_train: bool = False) -> Any:
         from pipeline.train.finetune import tuned_encoder
 
         encoder = tuned_encoder(spec.encoder, run_name(spec))
-    return choose_store(Workspace(Path(spec.workspace)), spec.dataset, encoder)
+    return resolve_store(Workspace(Path(spec.workspace)), spec.dataset, encoder)
 
 
 def system_settings(chosen: Any, system: str, head: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,13 +239,13 @@ def _train_task(spec: RunSpec) -> None:
 
 def _test_task(spec: RunSpec) -> None:
     from pipeline.evaluate.metrics import query_ranks, summarise
-    from pipeline.resolve import choose_head
+    from pipeline.resolve import resolve_head
     from pipeline.stores.features import text_to_video
     from pipeline.train.run import peak_memory_mb
 
     workspace = Workspace(Path(spec.workspace))
     chosen = _open(spec)
-    chosen_head = choose_head(workspace, chosen, run_name(spec))
+    chosen_head = resolve_head(workspace, chosen, run_name(spec))
     videos, texts = chosen.store.videos("test"), chosen.store.texts("test")
     began = time.perf_counter()
     counts, clusters = counts_of(chosen_head.head, videos, texts.text_embeds, text_to_video(texts, videos))
@@ -263,11 +263,11 @@ def _test_task(spec: RunSpec) -> None:
 
 def _measure_task(spec: RunSpec, name: str) -> None:
     from pipeline.experiments.measures import MEASURES
-    from pipeline.resolve import choose_head
+    from pipeline.resolve import resolve_head
 
     workspace = Workspace(Path(spec.workspace))
     chosen = _open(spec)
-    write_json(_kept(spec, name), MEASURES[name](workspace, chosen, choose_head(workspace, chosen, run_name(spec))))
+    write_json(_kept(spec, name), MEASURES[name](workspace, chosen, resolve_head(workspace, chosen, run_name(spec))))
 
 
 def sensible_jobs() -> tuple[int, int]:

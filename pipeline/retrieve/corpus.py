@@ -7,7 +7,7 @@ import numpy as np
 
 from dits_head.inference import align_texts, pool_videos
 from pipeline.errors import BadInput
-from pipeline.resolve import Chosen, ChosenHead, choose_head
+from pipeline.resolve import ResolvedHead, ResolvedStore, resolve_head
 from pipeline.retrieve.autotune import Need, choose
 from pipeline.retrieve.index import IndexSpec, require_known
 from pipeline.retrieve.scorer import head_fingerprint
@@ -22,8 +22,8 @@ VERIFY_WITH = 200  # captions that a new index is verified with
 
 def build_corpus_index(
     workspace: Workspace,
-    chosen: Chosen,
-    head: ChosenHead,
+    chosen: ResolvedStore,
+    head: ResolvedHead,
     spec: IndexSpec,
     *,
     into: GenerationStore | None = None,
@@ -50,7 +50,7 @@ def build_corpus_index(
     )
 
 
-def choose_spec(chosen: Chosen, head: ChosenHead, need: Need, *, gpu: bool = False, say: Say) -> IndexSpec:
+def choose_spec(chosen: ResolvedStore, head: ResolvedHead, need: Need, *, gpu: bool = False, say: Say) -> IndexSpec:
     """The index that fits a need, tuned on the data set's own captions; says the trade-off that it found."""
     require_indexable(head)
     vectors = pool_videos(head.head, chosen.store.videos(mmap=True))
@@ -66,20 +66,20 @@ def generations(workspace: Workspace, corpus: str) -> GenerationStore:
     return GenerationStore(workspace.index_dir(corpus))
 
 
-def maker(chosen: Chosen, head: ChosenHead) -> Maker:
+def maker(chosen: ResolvedStore, head: ResolvedHead) -> Maker:
     origin = {"dataset": chosen.dataset, "encoder": chosen.encoder, "run": head.run}
     if head.head_dir:
         origin["head_dir"] = str(head.head_dir)
     return Maker(head_fingerprint(head.head), chosen.store.settings, origin)
 
 
-def head_of(workspace: Workspace, chosen: Chosen, origin: Mapping[str, str]) -> ChosenHead:
+def head_of(workspace: Workspace, chosen: ResolvedStore, origin: Mapping[str, str]) -> ResolvedHead:
     """The head that an index was made with, from the index's `origin`: a run, or a folder that the user named."""
     folder = origin.get("head_dir")
-    return choose_head(workspace, chosen, origin["run"], Path(folder) if folder else None)
+    return resolve_head(workspace, chosen, origin["run"], Path(folder) if folder else None)
 
 
-def require_indexable(head: ChosenHead) -> None:
+def require_indexable(head: ResolvedHead) -> None:
     """An index holds vectors that need no text; BadInput with the reason where the head's score needs the video."""
     if not head.head.indexable:
         raise BadInput(

@@ -2,7 +2,7 @@
 
 from pipeline.clip.stored import embed_queries
 from pipeline.errors import BadInput, MissingData
-from pipeline.resolve import choose_store
+from pipeline.resolve import resolve_store
 from pipeline.retrieve.corpus import generations, head_of
 from pipeline.retrieve.search import Hit, Searcher
 from pipeline.stores.features import FeatureStore
@@ -17,7 +17,7 @@ def open_searcher(workspace: Workspace, corpus: str | None = None) -> tuple[Sear
         raise MissingData(f"no index of {corpus}", fix="run `python cli.py index` first")
     with store.open() as live:
         origin = live.info["origin"]
-    chosen = choose_store(workspace, origin["dataset"], origin["encoder"])
+    chosen = resolve_store(workspace, origin["dataset"], origin["encoder"])
     head = head_of(workspace, chosen, origin)
     return Searcher(store, chosen.store.path, head.head), chosen.store
 

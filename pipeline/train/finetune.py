@@ -21,7 +21,7 @@ from dits_head.head import RetrievalHead
 from dits_head.joint import JointModel, layerwise_groups
 from pipeline.clip.stored import encoder_of
 from pipeline.errors import BadInput
-from pipeline.resolve import Chosen, remember_store
+from pipeline.resolve import ResolvedStore, remember_store
 from pipeline.stores.atomic import atomic_write
 from pipeline.stores.features import FeatureStore
 from pipeline.train.batches import PairData, Split
@@ -55,7 +55,7 @@ class TuneSettings:
             )
 
 
-def tune_settings(chosen: Chosen, how: int | str, **given: Any) -> TuneSettings:
+def tune_settings(chosen: ResolvedStore, how: int | str, **given: Any) -> TuneSettings:
     """how: so many top blocks, "all" of them, or "end-to-end". `given` comes before the preset's."""
     if how == "all":
         how = depth(encoder_of(chosen.store, device="cpu", to_train=True).model)
@@ -79,7 +79,7 @@ class FinetuneTask(HeadTask):
     def identity(self) -> dict[str, Any]:
         return {"tune": asdict(self.tune)}
 
-    def build(self, workspace: Workspace, chosen: Chosen, head: RetrievalHead) -> nn.Module:
+    def build(self, workspace: Workspace, chosen: ResolvedStore, head: RetrievalHead) -> nn.Module:
         super().build(workspace, chosen, head)
         blocks = self.tune.blocks
         self.clip = DecodedWholeClip(workspace, chosen) if blocks is None else CachedTopBlocks(chosen, blocks)
@@ -112,13 +112,13 @@ class FinetuneTask(HeadTask):
     def threads(self, device: torch.device) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def publish(self, workspace: Workspace, chosen: Chosen, run: str) -> dict[str, Any] | None:
+    def publish(self, workspace: Workspace, chosen: ResolvedStore, run: str) -> dict[str, Any] | None:
         path = workspace.features_dir(chosen.dataset, tuned_encoder(chosen.encoder, run))
         self.clip.publish(path, tuned_clip(workspace, chosen, run))
         return FeatureStore.open(path).settings
 
 
-def tuned_clip(workspace: Workspace, chosen: Chosen, run: str) -> Path:
+def tuned_clip(workspace: Workspace, chosen: ResolvedStore, run: str) -> Path:
     """The file of a tuned run's CLIP."""
     return workspace.head_dir(chosen.dataset, run) / "clip.safetensors"
 
@@ -128,12 +128,12 @@ def tuned_encoder(encoder: str, run: str) -> str:
     return f"{encoder}+{run}"
 
 
-def remember_tuned(workspace: Workspace, chosen: Chosen, run: str) -> None:
+def remember_tuned(workspace: Workspace, chosen: ResolvedStore, run: str) -> None:
     """Let the commands that follow take the tuned run's store."""
     remember_store(workspace, chosen.dataset, tuned_encoder(chosen.encoder, run))
 
 
-def export_clip(workspace: Workspace, chosen: Chosen, run: str, out: Path) -> None:
+def export_clip(workspace: Workspace, chosen: ResolvedStore, run: str, out: Path) -> None:
     """Copy a tuned run's CLIP to `out`, a file that plain open_clip loads. Raises BadInput for an untuned run."""
     source = tuned_clip(workspace, chosen, run)
     if not source.exists():

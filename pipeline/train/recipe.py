@@ -7,18 +7,18 @@ from typing import Any
 from dits_head.config import STOCHASTIC, HeadConfig
 from pipeline.errors import BadInput
 from pipeline.presets import PRESETS
-from pipeline.resolve import Chosen
+from pipeline.resolve import ResolvedStore
 from pipeline.train.loop import TrainSettings
 
 
-def recipe(chosen: Chosen, **given: Any) -> dict[str, Any]:
+def recipe(chosen: ResolvedStore, **given: Any) -> dict[str, Any]:
     """TrainSettings without the seed: `given` values (None: not given), else the preset's, else the defaults."""
     values = asdict(TrainSettings()) | preset_of(chosen).get("train", {})
     del values["seed"]
     return values | {name: value for name, value in given.items() if value is not None}
 
 
-def preset_of(chosen: Chosen) -> dict[str, Any]:
+def preset_of(chosen: ResolvedStore) -> dict[str, Any]:
     """{"head": ..., "train": ..., "tune": ...} of the preset for this data set and model; empty where there is none."""
     for preset in PRESETS.values():
         if (preset.dataset, preset.model) == (chosen.dataset, chosen.store.settings["model"]):
@@ -26,7 +26,7 @@ def preset_of(chosen: Chosen) -> dict[str, Any]:
     return {}
 
 
-def preset_head(chosen: Chosen, head: str) -> dict[str, Any]:
+def preset_head(chosen: ResolvedStore, head: str) -> dict[str, Any]:
     """The preset's settings for this head: all of them if it is the preset's own, else those that every head shares.
 
     T-MASS learns a radius from the frames, so its size is that of the features.
@@ -39,7 +39,9 @@ def preset_head(chosen: Chosen, head: str) -> dict[str, Any]:
     }
 
 
-def head_config(chosen: Chosen, head: str, options: Mapping[str, str], *, paper_literal: bool = False) -> HeadConfig:
+def head_config(
+    chosen: ResolvedStore, head: str, options: Mapping[str, str], *, paper_literal: bool = False
+) -> HeadConfig:
     """Make a HeadConfig from the preset and the command line's `--set name=value` pairs, which come first.
 
     Raises BadInput naming the field and the fix.

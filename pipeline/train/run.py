@@ -15,7 +15,7 @@ from dits_head.config import HeadConfig
 from dits_head.head import RetrievalHead, build_head
 from pipeline.errors import BadInput, FingerprintMismatch
 from pipeline.fingerprint import describe_difference, fingerprint
-from pipeline.resolve import Chosen, open_head
+from pipeline.resolve import ResolvedStore, open_head
 from pipeline.stores import checkpoints
 from pipeline.stores.atomic import read_json
 from pipeline.train.batches import training_features
@@ -44,7 +44,7 @@ class RunOptions:
 
 def train_head(
     workspace: Workspace,
-    chosen: Chosen,
+    chosen: ResolvedStore,
     config: HeadConfig,
     settings: TrainSettings,
     task: HeadTask,
@@ -120,7 +120,7 @@ def train_head(
 
 
 def _new_head(
-    workspace: Workspace, chosen: Chosen, config: HeadConfig, seed: int, start_from: str | None
+    workspace: Workspace, chosen: ResolvedStore, config: HeadConfig, seed: int, start_from: str | None
 ) -> RetrievalHead:
     """An untrained head; its equally named weights are those of the run `start_from`."""
     torch.manual_seed(seed)

@@ -17,7 +17,7 @@ from dits_head.distill import Student
 from dits_head.head import RetrievalHead
 from dits_head.inference import align_texts
 from pipeline.errors import BadInput
-from pipeline.resolve import Chosen, open_head
+from pipeline.resolve import ResolvedStore, open_head
 from pipeline.train.batches import BatchSource, PairData, Split
 from pipeline.train.loop import Source, TrainSettings, Validate, parameter_groups
 from pipeline.workspace import Workspace
@@ -41,7 +41,7 @@ class HeadTask:
         """What the run is made of, beside head, encoder, settings and start."""
         return {}
 
-    def build(self, workspace: Workspace, chosen: Chosen, head: RetrievalHead) -> nn.Module:
+    def build(self, workspace: Workspace, chosen: ResolvedStore, head: RetrievalHead) -> nn.Module:
         """The model whose `training_loss` is minimised. Raises BadInput where the task cannot be done."""
         self.head = head
         return head
@@ -65,7 +65,7 @@ class HeadTask:
         """The context to train in."""
         return one_thread_if(device.type == "cpu" and self.head.config.dim < NARROW)
 
-    def publish(self, workspace: Workspace, chosen: Chosen, run: str) -> dict[str, Any] | None:
+    def publish(self, workspace: Workspace, chosen: ResolvedStore, run: str) -> dict[str, Any] | None:
         """Write what the run leaves beside its head. Returns the settings of the encoder that the head now belongs to,
         or None where it is still the store's."""
         return None
@@ -83,7 +83,7 @@ class DistillTask(HeadTask):
     def identity(self) -> dict[str, Any]:
         return {"distilled_from": {"run": self.teacher_run, "contrast": 0.0}}  # contrast: so that old runs are found
 
-    def build(self, workspace: Workspace, chosen: Chosen, head: RetrievalHead) -> nn.Module:
+    def build(self, workspace: Workspace, chosen: ResolvedStore, head: RetrievalHead) -> nn.Module:
         super().build(workspace, chosen, head)
         self._teacher = open_head(workspace.head_dir(chosen.dataset, self.teacher_run), chosen.store).head
         for who, config in (("teacher", self._teacher.config), ("student", head.config)):

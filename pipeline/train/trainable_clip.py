@@ -21,7 +21,7 @@ from pipeline.clip.loading import ACTIVATION, weights_digest
 from pipeline.clip.stored import encoder_of, remember_tuned_encoder
 from pipeline.clip.whole_clip import WholeClip
 from pipeline.errors import BadInput
-from pipeline.resolve import Chosen
+from pipeline.resolve import ResolvedStore
 from pipeline.stores.atomic import atomic_write
 from pipeline.stores.features import FeatureStore, TextFeatures, VideoFeatures
 from pipeline.stores.manifest import Manifest, VideoEntry, read_manifest
@@ -101,7 +101,7 @@ class TrainableClip(ABC):
 class CachedTopBlocks(TrainableClip):
     """The top k blocks, from the activations that enter the store's top K. Raises BadInput where k > K."""
 
-    def __init__(self, chosen: Chosen, k: int):
+    def __init__(self, chosen: ResolvedStore, k: int):
         cached = require_cached(chosen, k)
         super().__init__(chosen.store)
         self.towers = ClipTop.from_open_clip(self.encoder.model, k)
@@ -127,7 +127,7 @@ class DecodedWholeClip(TrainableClip):
     Raises BadInput for a file that is not there, and for a store whose captions were embedded in windows.
     """
 
-    def __init__(self, workspace: Workspace, chosen: Chosen):
+    def __init__(self, workspace: Workspace, chosen: ResolvedStore):
         manifest = require_clips(workspace, chosen)
         super().__init__(chosen.store)
         self.towers = WholeClip(self.encoder)
@@ -150,7 +150,7 @@ class DecodedWholeClip(TrainableClip):
         return {"decoder_version": decoder_version(self.store.settings["decoder"])}
 
 
-def require_cached(chosen: Chosen, k: int) -> int:
+def require_cached(chosen: ResolvedStore, k: int) -> int:
     """K, the depth of the store's activations. Raises BadInput where these do not reach the top k blocks."""
     cached = int(chosen.store.settings.get("cache_blocks", 0))
     if k > cached:
@@ -163,7 +163,7 @@ def require_cached(chosen: Chosen, k: int) -> int:
     return cached
 
 
-def require_clips(workspace: Workspace, chosen: Chosen) -> Manifest:
+def require_clips(workspace: Workspace, chosen: ResolvedStore) -> Manifest:
     """The store's clips, for training end to end. Raises BadInput for a file that is not there, and for captions that
     were embedded in windows."""
     if "long_captions" in chosen.store.settings:
@@ -176,7 +176,7 @@ def require_clips(workspace: Workspace, chosen: Chosen) -> Manifest:
     return manifest
 
 
-def clips_of(workspace: Workspace, chosen: Chosen) -> Manifest:
+def clips_of(workspace: Workspace, chosen: ResolvedStore) -> Manifest:
     """The manifest's clips that the store holds: where their files are, from when to when. Raises BadInput."""
     manifest = read_manifest(workspace.manifest_path(chosen.dataset))
     known: Mapping[str, VideoEntry] = {entry.video_id: entry for entry in manifest.entries}

@@ -23,7 +23,7 @@ from pipeline.evaluate.evaluation import Options
 from pipeline.evaluate.run import evaluate_chosen
 from pipeline.extract.corpus import extract_manifest
 from pipeline.extract.settings import ExtractSettings
-from pipeline.resolve import choose_head, choose_store
+from pipeline.resolve import resolve_head, resolve_store
 from pipeline.stores.manifest import Manifest, VideoEntry
 from pipeline.workspace import Workspace
 
@@ -78,10 +78,10 @@ def end_to_end(folder: Path, model: str, *, quick_gelu: bool | None, dim: int) -
     )
     report = extract_manifest(workspace, Manifest("own", str(folder), entries), settings, progress=False)
     assert (report.inputs, report.done) == (3, 3)
-    chosen = choose_store(workspace)
+    chosen = resolve_store(workspace)
     assert (chosen.store.dim, chosen.store.settings["weights_sha256"]) == (dim, digest)
     assert chosen.store.settings["activation"] == ("quickgelu" if quick_gelu else "gelu")
-    head = choose_head(workspace, chosen)
+    head = resolve_head(workspace, chosen)
     evaluation, _ = evaluate_chosen(workspace, chosen, head, Options(), say=lambda _: None)
     assert evaluation.metrics["t2v"]["gallery"] == 3
     texts = chosen.store.texts()

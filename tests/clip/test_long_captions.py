@@ -12,7 +12,7 @@ from pipeline.clip.stored import embed_queries
 from pipeline.errors import BadInput, FingerprintMismatch
 from pipeline.extract.corpus import extract_manifest
 from pipeline.extract.settings import ExtractSettings, settings_of
-from pipeline.resolve import choose_store
+from pipeline.resolve import resolve_store
 from pipeline.stores.manifest import Manifest, VideoEntry
 from pipeline.workspace import Workspace
 
@@ -95,7 +95,7 @@ def test_windows_are_part_of_the_fingerprint_and_of_every_later_query(tmp_path):
         num_frames=2, workers=1, device="cpu", precision="float32", long_captions="windows", min_coverage=0
     )
     extract_manifest(workspace, manifest, settings, progress=False)
-    store = choose_store(workspace).store
+    store = resolve_store(workspace).store
     assert store.settings["long_captions"] == "windows"
     assert "long_captions" not in ExtractSettings().fingerprint_part()
     np.testing.assert_allclose(embed_queries(store, [LONG]), store.texts().text_embeds, atol=1e-5)

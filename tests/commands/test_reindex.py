@@ -15,7 +15,7 @@ from pipeline.evaluate.run import evaluate_chosen
 from pipeline.extract.corpus import extract_manifest
 from pipeline.extract.driver import extract
 from pipeline.extract.settings import ExtractSettings, settings_of
-from pipeline.resolve import choose_head, choose_store
+from pipeline.resolve import resolve_head, resolve_store
 from pipeline.retrieve.corpus import build_corpus_index, generations
 from pipeline.retrieve.index import IndexSpec
 from pipeline.retrieve.retriever import search
@@ -45,8 +45,8 @@ class Place:
         return self.folder / name
 
     def index(self, head_dir=None):
-        chosen = choose_store(self.workspace)
-        head = choose_head(self.workspace, chosen, head_dir=head_dir)
+        chosen = resolve_store(self.workspace)
+        head = resolve_head(self.workspace, chosen, head_dir=head_dir)
         return build_corpus_index(self.workspace, chosen, head, IndexSpec(), say=self.said.append)
 
     def reindex(self, corpus=None, **options):
@@ -58,7 +58,7 @@ class Place:
 
     def save_head(self, folder):
         """An X-Pool head for the store, as train-head leaves it."""
-        store = choose_store(self.workspace).store
+        store = resolve_store(self.workspace).store
         config = HeadConfig(head="xpool", dim=store.dim)
         record = {"head": config.to_dict(), "encoder": store.settings, "selected_on": None}
         checkpoints.save_head(folder, build_head(config).state_dict(), record)
@@ -72,10 +72,10 @@ def place(tmp_path):
 def test_more_is_extracted_with_the_settings_of_the_store(tmp_path):
     settings = replace(SETTINGS, cache_blocks=1, token_dtype="int8", limits=Limits(max_seconds=77.0))
     place = Place(tmp_path, settings)
-    store = choose_store(place.workspace).store
+    store = resolve_store(place.workspace).store
     assert settings_of(store).limits == settings.limits
     assert place.reindex(place.clips("new", "d.mp4")).added == 1
-    assert len(choose_store(place.workspace).store.frame_tokens(["a.mp4", "d.mp4"])["frame_tokens"]) == 2
+    assert len(resolve_store(place.workspace).store.frame_tokens(["a.mp4", "d.mp4"])["frame_tokens"]) == 2
 
 
 def test_an_index_of_a_head_from_a_folder_is_searched_and_reindexed_with_it(place, monkeypatch):
@@ -108,7 +108,13 @@ def test_links_are_known_by_where_they_lie(tmp_path):
     (corpus / "other.mp4").symlink_to(tmp_path / "shelf.mp4")
     added = [place.reindex(folder).added for folder in (tmp_path / "base", corpus, corpus, tmp_path / "base")]
     assert added == [0, 1, 0, 0]
-    assert sorted(choose_store(place.workspace).store.covered()) == ["a.mp4", "b.mp4", "c.mp4", "link.mp4", "other.mp4"]
+    assert sorted(resolve_store(place.workspace).store.covered()) == [
+        "a.mp4",
+        "b.mp4",
+        "c.mp4",
+        "link.mp4",
+        "other.mp4",
+    ]
 
 
 def test_a_clip_that_failed_is_one_failure_however_often_it_is_given(tmp_path):
@@ -119,7 +125,7 @@ def test_a_clip_that_failed_is_one_failure_however_often_it_is_given(tmp_path):
     (corpus / "rotten.mp4").write_bytes(b"no video either")
     for folder in (place.folder / "base", corpus, corpus):
         place.reindex(folder)
-    failures = choose_store(place.workspace).store.failures()
+    failures = resolve_store(place.workspace).store.failures()
     assert sorted((failure.video_id, failure.attempts) for failure in failures) == [
         ("broken.mp4", 1),
         ("rotten.mp4", 1),
@@ -145,7 +151,7 @@ def test_what_is_deleted_stays_out_of_every_later_index(place):
 
 def test_only_what_lies_in_the_folder_is_added(place):
     other = dataset_manifest(place.workspace, None, place.clips("more", "f.mp4"), None, None, {})
-    extract(other, choose_store(place.workspace).store.path, SETTINGS, progress=False)
+    extract(other, resolve_store(place.workspace).store.path, SETTINGS, progress=False)
     assert place.reindex(place.clips("new", "d.mp4")).added == 1
 
 
@@ -156,10 +162,10 @@ def test_evaluating_another_head_leaves_the_live_index_alone(place):
     place.reindex(delete=["c.mp4"])
     place.save_head(place.workspace.head_dir("base", "other"))
     before = sorted(place.workspace.root.glob("indexes/**/*")), place.ids()
-    chosen = choose_store(place.workspace)
+    chosen = resolve_store(place.workspace)
 
     def measured(run):
-        head = choose_head(place.workspace, chosen, run)
+        head = resolve_head(place.workspace, chosen, run)
         evaluation, _ = evaluate_chosen(
             place.workspace, chosen, head, Options(resamples=10), through_index=True, say=place.said.append
         )

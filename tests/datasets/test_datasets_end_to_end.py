@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from cli import app
 from pipeline.datasets.assemble import ids_digest
-from pipeline.resolve import choose_store
+from pipeline.resolve import resolve_store
 from pipeline.stores.manifest import read_manifest, write_manifest
 from pipeline.workspace import Workspace
 
@@ -49,7 +49,7 @@ def test_a_few_videos_of_each_data_set_go_all_the_way(name, tmp_path):
     trained, card = figures(workspace)
     assert trained["selected_on"] == "val"
     assert card["t2v"]["gallery"] == 4
-    stored = choose_store(Workspace(workspace)).store
+    stored = resolve_store(Workspace(workspace)).store
     assert card["t2v"]["queries"] == sum(split == "test" for split in stored.texts().splits)
     assert card["protocol"]["label"] == f"subset (4 of {PUBLISHED_TEST[name]})"
     assert (card["protocol"]["dataset"], card["protocol"]["split"]) == (name, "test")

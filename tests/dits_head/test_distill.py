@@ -14,7 +14,7 @@ from dits_head.distill import Student
 from dits_head.head import HeadNeedsVideo, build_head
 from pipeline.errors import FingerprintMismatch
 from pipeline.evaluate.metrics import retrieval_metrics
-from pipeline.resolve import choose_head, choose_store
+from pipeline.resolve import resolve_head, resolve_store
 from pipeline.stores import checkpoints
 from pipeline.stores.atomic import read_json
 from pipeline.train.loop import TrainSettings
@@ -82,13 +82,13 @@ def workspace(tmp_path_factory):
 
 
 def test_a_run_says_what_it_was_distilled_from_and_keeps_the_teachers_pooling(workspace):
-    chosen = choose_store(workspace)
+    chosen = resolve_store(workspace)
     config = HeadConfig(dim=DIM, blocks=1, T_prime=1, index_vectors=1)
     what, student = (workspace, chosen, config, SETTINGS), RunOptions("student")
     train_head(*what, DistillTask("teacher"), retrieval_metrics, student)
     record = read_json(workspace.head_dir("toy", "student") / "config.json")
     assert record["distilled_from"] == {"run": "teacher", "contrast": 0.0}
-    teacher, learnt = (choose_head(workspace, chosen, name).head for name in ("teacher", "student"))
+    teacher, learnt = (resolve_head(workspace, chosen, name).head for name in ("teacher", "student"))
     assert all(
         torch.equal(a, b) for a, b in zip(teacher.pooling.parameters(), learnt.pooling.parameters(), strict=True)
     )

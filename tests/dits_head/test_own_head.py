@@ -14,7 +14,7 @@ from dits_head import registry
 from dits_head.aligners import Aligner
 from dits_head.config import HeadConfig
 from dits_head.head import HeadNeedsVideo, build_head
-from pipeline.resolve import choose_head, choose_store
+from pipeline.resolve import resolve_head, resolve_store
 from pipeline.workspace import Workspace
 
 NAME = f"{__name__}:LinearShift"
@@ -56,7 +56,7 @@ def test_it_trains_and_every_command_takes_it(workspace):
     trained = json.loads(run("train-head", "--head", NAME, "--lr", "1e-2", "--epochs", "2", *here).stdout)
     assert trained["head"] == NAME
     assert trained["run"].startswith("LinearShift-")
-    chosen = choose_head(workspace, choose_store(workspace))
+    chosen = resolve_head(workspace, resolve_store(workspace))
     assert isinstance(chosen.head.aligner, LinearShift)
     assert chosen.head.aligner.shift.weight.any()  # it has learnt, and was loaded
     assert json.loads(run("evaluate", *here).stdout)["t2v"]["gallery"] == 20

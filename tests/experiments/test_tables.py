@@ -20,7 +20,7 @@ from pipeline.experiments.measures import SEED, damaged_embeds, robustness
 from pipeline.experiments.reproduce import as_markdown, possible_tables, reproduce, summarise_table, tables_dir
 from pipeline.experiments.runs import RunSpec, features_id, run_name
 from pipeline.experiments.tables import SYSTEMS, TABLES, Row, Table
-from pipeline.resolve import choose_head, choose_store
+from pipeline.resolve import resolve_head, resolve_store
 from pipeline.stores.atomic import read_json
 from pipeline.train.recipe import recipe
 from pipeline.workspace import Workspace
@@ -49,7 +49,7 @@ def silent(title):
 @pytest.fixture(scope="module")
 def reproduced(extracted):  # noqa: F811
     workspace = Workspace(extracted)
-    chosen = choose_store(workspace)
+    chosen = resolve_store(workspace)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "ProcessPoolExecutor", InProcess)
         patch.setattr(measures, "TEXTS", 32)
@@ -96,7 +96,7 @@ def test_a_run_is_told_apart_by_its_features(reproduced):
     spec = RunSpec(str(workspace.root), "shapes", chosen.encoder, features_id(chosen), "xpool", 24, {})
     other = replace(chosen, encoder="another")
     assert run_name(spec) != run_name(replace(spec, encoder="another", features=features_id(other)))
-    assert run_name(spec) == run_name(replace(spec, features=features_id(choose_store(workspace))))
+    assert run_name(spec) == run_name(replace(spec, features=features_id(resolve_store(workspace))))
 
 
 def test_what_the_features_do_not_allow_is_said_before_anything_is_trained(reproduced, capsys):
@@ -176,7 +176,7 @@ def test_robustness_is_the_same_every_time_and_stands_in_every_form(reproduced):
     workspace, chosen, written = reproduced
     row = rows_of(workspace, "robustness")["mlp"]
     head = next(path.name for path in workspace.head_dirs("shapes") if path.name.startswith("mlp-"))
-    found = robustness(workspace, chosen, choose_head(workspace, chosen, head))
+    found = robustness(workspace, chosen, resolve_head(workspace, chosen, head))
     columns = TABLES["robustness"].columns
     assert set(found) == {column.key for column in columns}
     assert {column.key: row[column.label] for column in columns} == {key: round(r1, 4) for key, r1 in found.items()}

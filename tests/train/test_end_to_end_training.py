@@ -28,7 +28,7 @@ from pipeline.experiments.tables import SYSTEMS, TABLES
 from pipeline.extract.cache_size import cache_bytes
 from pipeline.extract.corpus import extract_manifest
 from pipeline.extract.settings import ExtractSettings
-from pipeline.resolve import ZERO_SHOT, choose_head, choose_store
+from pipeline.resolve import ZERO_SHOT, resolve_head, resolve_store
 from pipeline.stores.atomic import read_json, write_json
 from pipeline.stores.features import FeatureStore
 from pipeline.train import finetune as tune
@@ -66,7 +66,7 @@ def run(*arguments, code=0):
 
 
 def test_an_untouched_clip_gives_the_embeddings_of_the_store(extracted):
-    chosen = choose_store(Workspace(extracted))
+    chosen = resolve_store(Workspace(extracted))
     clip = DecodedWholeClip(Workspace(extracted), chosen)
     videos, texts = chosen.store.videos(), chosen.store.texts()
     inputs = clip.inputs(videos, texts)
@@ -81,7 +81,7 @@ def test_an_untouched_clip_gives_the_embeddings_of_the_store(extracted):
 
 
 def test_batches_hold_the_pairs_asked_for_and_every_block_gets_a_gradient(extracted):
-    chosen = choose_store(Workspace(extracted))
+    chosen = resolve_store(Workspace(extracted))
     clip = DecodedWholeClip(Workspace(extracted), chosen)
     videos, texts = chosen.store.videos("train"), chosen.store.texts("train")
     source = JointSource(PairData.of(videos, texts), clip.inputs(videos, texts), CPU)
@@ -99,7 +99,7 @@ def test_batches_hold_the_pairs_asked_for_and_every_block_gets_a_gradient(extrac
 
 
 def test_levels_hold_every_trainable_parameter_below_the_top_once(extracted):
-    towers = DecodedWholeClip(Workspace(extracted), choose_store(Workspace(extracted))).towers
+    towers = DecodedWholeClip(Workspace(extracted), resolve_store(Workspace(extracted))).towers
     levels = towers.levels()
     held = [parameter for level in levels for parameter in level.parameters()]
     assert len(levels) == 1 + 4
@@ -144,8 +144,8 @@ def test_a_run_from_the_videos_and_every_command_after_it(workspace, extracted, 
     added = json.loads(run("reindex", "--corpus", new, "--json", *here).stdout)
     assert (added["added"], added["total"]) == (1, sum(SIZES.values()) + 1)
     run("extract", "--videos", new, "--pretrained", out, "--precision", "float32", "--workspace", tmp_path / "other")
-    alone = choose_store(Workspace(tmp_path / "other")).store.videos()
-    tuned = choose_store(Workspace(workspace), "shapes", "shapes-clip+whole").store.videos()
+    alone = resolve_store(Workspace(tmp_path / "other")).store.videos()
+    tuned = resolve_store(Workspace(workspace), "shapes", "shapes-clip+whole").store.videos()
     assert np.array_equal(alone.frame_embeds[0], tuned.frame_embeds[tuned.video_ids.index("test-00000")])
 
 
@@ -175,7 +175,7 @@ def test_videos_that_are_gone_or_changed_are_named(extracted, tmp_path):
     extract_manifest(Workspace(root), manifest, ExtractSettings(cache_blocks=2, precision="float32"), progress=False)
     clip = next((root / "datasets/shapes").rglob("train-00003.mp4"))
     whole = clip.read_bytes()
-    chosen = choose_store(Workspace(root))
+    chosen = resolve_store(Workspace(root))
     videos, texts = chosen.store.videos(), chosen.store.texts()
     rows = [np.arange(len(videos))]
     clip.write_bytes(b"no video any more")
@@ -200,7 +200,7 @@ def test_every_head_trains_with_blocks(workspace, head):
     small = ("--set", "blocks=1", "--set", "T=2") if head in ("dits", "diffusion") else ()
     options = ("--head", head, *small, "--train-blocks", 1, "--clip-lr", "1e-3", "--epochs", 1, "--run", "r")
     run("train-head", *options, "--workspace", workspace)
-    assert choose_store(Workspace(workspace)).encoder == "shapes-clip+r"
+    assert resolve_store(Workspace(workspace)).encoder == "shapes-clip+r"
     assert json.loads(run("evaluate", "--json", "--workspace", workspace).stdout)["protocol"]["run"] == "r"
 
 
@@ -211,7 +211,7 @@ def test_a_store_in_half_precision_is_tuned_in_full(tmp_path):
     for run_name, how in (("top", ("--train-blocks", 1)), ("whole", ("--end-to-end",))):
         options = ("--head", "mean-pool", *how, "--epochs", 1, "--run", run_name, "--encoder", "shapes-clip")
         run("train-head", *options, "--workspace", tmp_path)
-        assert choose_store(Workspace(tmp_path)).store.settings["dtype"] == "float32"
+        assert resolve_store(Workspace(tmp_path)).store.settings["dtype"] == "float32"
         run("index", "--workspace", tmp_path)
         run("search", "a red ring", "--workspace", tmp_path)
 
@@ -220,13 +220,13 @@ def test_windows_of_long_captions_are_refused(tmp_path):
     manifest = dataset_manifest(Workspace(tmp_path), "shapes", None, None, None, SIZES)
     extract_manifest(Workspace(tmp_path), manifest, ExtractSettings(long_captions="windows"), progress=False)
     with pytest.raises(UserError, match="one text a caption"):
-        DecodedWholeClip(Workspace(tmp_path), choose_store(Workspace(tmp_path)))
+        DecodedWholeClip(Workspace(tmp_path), resolve_store(Workspace(tmp_path)))
 
 
 @pytest.mark.parametrize("make", [CachedTopBlocks, DecodedWholeClip])
 def test_a_publication_that_was_killed_is_finished_with_the_same_shards(workspace, tmp_path, monkeypatch, make):
     """Killed between two shards of videos, and between videos and captions; never a shard twice, none left out."""
-    chosen = choose_store(Workspace(workspace))
+    chosen = resolve_store(Workspace(workspace))
     clip = make(chosen, 1) if make is CachedTopBlocks else make(Workspace(workspace), chosen)
     write_videos, write_texts, writes = FeatureStore.write_videos, FeatureStore.write_texts, []
 
@@ -258,7 +258,7 @@ def test_a_publication_that_was_killed_is_finished_with_the_same_shards(workspac
 
 
 def test_shards_do_not_change_what_is_published(workspace, tmp_path, monkeypatch):
-    chosen = choose_store(Workspace(workspace))
+    chosen = resolve_store(Workspace(workspace))
     monkeypatch.setattr(joint_batches, "VIDEO_BATCH", 4)
     for name, shard in (("one", 100), ("several", 8)):
         monkeypatch.setattr(trainable_clip, "VIDEO_SHARD", shard)
@@ -269,7 +269,7 @@ def test_shards_do_not_change_what_is_published(workspace, tmp_path, monkeypatch
 
 def test_clips_are_decoded_with_the_limits_that_they_were_extracted_with(workspace):
     place = Workspace(workspace)
-    chosen = choose_store(place)
+    chosen = resolve_store(place)
     about = read_json(chosen.store.path / "encoder.json")
     write_json(chosen.store.path / "encoder.json", {**about, "limits": {**about["limits"], "max_pixels": 16}})
     clip = DecodedWholeClip(place, chosen)
@@ -279,7 +279,7 @@ def test_clips_are_decoded_with_the_limits_that_they_were_extracted_with(workspa
 
 def test_tables_run_systems_whose_clip_is_trained_too(workspace):
     place = Workspace(workspace)
-    chosen = choose_store(place)
+    chosen = resolve_store(place)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "ProcessPoolExecutor", InProcess)
         patch.setattr(tune, "depth", lambda model: 2)  # of the four blocks two are cached here
@@ -303,5 +303,5 @@ def test_tables_run_systems_whose_clip_is_trained_too(workspace):
     assert all(row["s an epoch"] > 0 for name, row in rows.items() if name != "fix CLIP")  # mean pooling takes none
     assert "s an epoch" in written["blocks"]
     # the tables do not change what later commands take
-    assert choose_store(place).encoder == "shapes-clip"
-    assert choose_head(place, chosen).run == ZERO_SHOT
+    assert resolve_store(place).encoder == "shapes-clip"
+    assert resolve_head(place, chosen).run == ZERO_SHOT

@@ -16,7 +16,7 @@ from pipeline.errors import BadInput, FingerprintMismatch
 from pipeline.evaluate.metrics import retrieval_metrics
 from pipeline.extract.corpus import extract_manifest
 from pipeline.extract.settings import ExtractSettings
-from pipeline.resolve import choose_head, choose_store
+from pipeline.resolve import resolve_head, resolve_store
 from pipeline.stores.features import FeatureStore
 from pipeline.train.cached_inputs import CachedInputs
 from pipeline.train.finetune import FinetuneTask, TuneSettings, export_clip, remember_tuned
@@ -85,7 +85,7 @@ def test_the_cache_gives_the_stored_embeddings(extracted, tmp_path, token_dtype,
         manifest = dataset_manifest(workspace, "shapes", None, None, None, {"train": 4, "val": 2, "test": 2})
         settings = ExtractSettings(cache_blocks=2, precision="float32", token_dtype="int8")
         extract_manifest(workspace, manifest, settings, progress=False)
-    chosen = choose_store(workspace)
+    chosen = resolve_store(workspace)
     encoder = load_encoder("shapes-clip", device="cpu", precision="float32")
     videos, texts = chosen.store.videos("test"), chosen.store.texts("test")
     lower = LowerBlocks.from_open_clip(encoder.model, 2, k)
@@ -108,7 +108,7 @@ def cosines(a, b):
 
 
 def test_a_tuned_run_moves_clip_and_everything_follows(extracted, tmp_path):
-    chosen = choose_store(extracted, "shapes", "shapes-clip")
+    chosen = resolve_store(extracted, "shapes", "shapes-clip")
     config = HeadConfig(head="xpool", dim=chosen.store.dim)
     settings = TrainSettings(lr=1e-3, epochs=1, batch_size=32)
     what = (extracted, chosen, config, settings)
@@ -120,11 +120,11 @@ def test_a_tuned_run_moves_clip_and_everything_follows(extracted, tmp_path):
     again = train_head(*what, task, retrieval_metrics, options)
     assert again == result  # finished runs are returned, not trained anew
     remember_tuned(extracted, chosen, "tuned")
-    tuned = choose_store(extracted)
+    tuned = resolve_store(extracted)
     assert tuned.encoder == "shapes-clip+tuned"
-    assert choose_head(extracted, tuned).run == "tuned"
+    assert resolve_head(extracted, tuned).run == "tuned"
     with pytest.raises(FingerprintMismatch, match="weights_sha256"):
-        choose_head(extracted, chosen, "tuned")
+        resolve_head(extracted, chosen, "tuned")
 
     # what the cache gave equals what the exported file gives, loaded by open_clip alone, on the decoded clips
     out = tmp_path / "clip.safetensors"
