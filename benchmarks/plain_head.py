@@ -84,7 +84,7 @@ class PlainHead(nn.Module):
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
-        self.pooling = PlainXPool(config.dim, config.dropout)
+        self.pooling = PlainXPool(config.dim, config.pooling_dropout)
         self.network = PlainNetwork(config.dim, config.blocks) if config.steps else None
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.init_logit_scale)))
         self.chi, self.steps = make_schedule(config.schedule, config.T).chi, config.steps

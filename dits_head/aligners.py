@@ -20,7 +20,16 @@ from dits_head.config import HeadConfig
 from dits_head.losses import noise_loss
 from dits_head.numerics import normalise
 from dits_head.pooling import Pooled, Videos, clean
-from dits_head.samplers import Noise, diffuse, fixed_prior, keyed_noise, random_noise, reverse_chain, truncated_sampler
+from dits_head.samplers import (
+    Noise,
+    PairNoise,
+    diffuse,
+    fixed_prior,
+    keyed_noise,
+    random_noise,
+    reverse_chain,
+    truncated_sampler,
+)
 from dits_head.schedule import make_schedule
 
 CONDITION_VECTORS = {"none": 0, "t": 1, "v": 1, "tv": 2}
@@ -219,25 +228,17 @@ class Diffusion(Sampler):
 
 
 class StochasticText(Aligner):
-    """T-MASS (Wang et al., CVPR 2024): t + R * z, R = exp(linear(cosines of text and frames)), z ~ N(0, I).
-
-    t has unit length. R is a radius for each dimension; `HeadConfig.radius` is the starting length of R * z.
-    """
+    """What both forms of T-MASS (Wang et al., CVPR 2024) share: t + R * z, R = exp(linear(cosines of t and frames))."""
 
     needs_video = "T-MASS draws a text whose radius depends on the video's frames"
-    draws: Tensor
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__(config)
         self.linear = nn.Linear(config.num_frames, config.dim)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.constant_(self.linear.bias, math.log(config.radius / math.sqrt(config.dim)))
-        draw = torch.randn(config.samples, config.dim, generator=torch.Generator().manual_seed(config.noise_seed))
-        self.register_buffer("draws", draw, persistent=False)  # (M, D), the same for every pair at evaluation
 
-    def radius(self, unit_text: Tensor, frames: Tensor) -> Tensor:
-        """R of texts (N, D) for the unit frames (N, F, D) of a video each, zeros where masked: (N, D)."""
-        return self.linear(torch.einsum("nd,nfd->nf", unit_text, frames)).exp()
+    def radius(self, unit_text: Tensor, unit_frames: Tensor) -> Tensor:
+        """R of texts (N, D) for the frames (N, F, D) of a video each, zeros where masked: (N, D)."""
+        return self.linear(torch.einsum("nd,nfd->nf", unit_text, unit_frames)).exp()
 
     def prepare(self, videos: Videos, frame_embeds: Tensor, frame_mask: Tensor) -> Videos:
         return replace(videos, frames=normalise(clean(frame_embeds, frame_mask)))
@@ -245,29 +246,87 @@ class StochasticText(Aligner):
     def cosines(self, text: Tensor, pooled: Pooled, videos: Videos) -> Tensor:
         """The best of M draws of each text: (V, T)."""
         video = normalise(pooled.vectors())  # (V, T, D)
-        unit_text = normalise(text).expand_as(video).flatten(0, 1)  # (V * T, D)
+        texts = text.expand_as(video).flatten(0, 1)  # (V * T, D)
         frames = videos.frames[:, None].expand(-1, video.shape[1], -1, -1).flatten(0, 1)  # (V * T, F, D)
-        best = self.best_cosine(unit_text, self.radius(unit_text, frames), video.flatten(0, 1))
-        return best.view(video.shape[:2])
+        return self.best_cosine(texts, frames, video.flatten(0, 1)).view(video.shape[:2])
 
-    def losses(self, batch: TrainingBatch) -> Losses:
-        pooled = batch.pool(batch.text)
-        unit, frames = normalise(batch.text), normalise(clean(batch.frame_embeds, batch.frame_mask))
-        radius = self.radius(unit, frames)  # (B, D), of each text with its own video
-        sampled = unit + radius * random_noise(unit, batch.generator)(1)  # (B, D)
-        support = self.support(unit, radius, normalise(pooled.own()))  # (B, D)
+    def best_cosine(self, text: Tensor, unit_frames: Tensor, unit_video: Tensor) -> Tensor:
+        """max over M draws of cos(t + R * z_m, v|t), (N, D), (N, F, D), (N, D) -> (N,)."""
+        raise NotImplementedError
+
+    def support(self, text: Tensor, radius: Tensor, video: Tensor) -> Tensor:
+        """The support text t + R * (v - t) / |v - t|: the text's mass on the side of its video, (N, D)."""
+        return text + radius * normalise(video - text)
+
+    def both_losses(self, batch: TrainingBatch, pooled: Pooled, sampled: Tensor, support: Tensor) -> Losses:
+        """Contrastive losses of the sampled texts and of the support texts, (B, D) each."""
+        assert self.config.support is not None  # resolved by the config
         return {
             "contrastive": (1.0, batch.contrast(pooled.cosines(normalise(sampled)))),
             "support": (self.config.support, batch.contrast(pooled.cosines(normalise(support)))),
         }
 
-    def support(self, unit_text: Tensor, radius: Tensor, unit_video: Tensor) -> Tensor:
-        """The support text t + R * (v - t) / |v - t|: the text's mass on the side of its video, (N, D)."""
-        return unit_text + radius * normalise(unit_video - unit_text)
 
-    def best_cosine(self, unit_text: Tensor, radius: Tensor, unit_video: Tensor) -> Tensor:
-        """max over the M draws of cos(t + R * z_m, v), (N, D) each -> (N,); no (N, M, D) tensor is built."""
-        z = self.draws  # (M, D)
-        dot = (unit_text * unit_video).sum(-1, keepdim=True) + (radius * unit_video) @ z.T  # (N, M)
-        square = 1 + 2 * (unit_text * radius) @ z.T + radius.square() @ z.square().T  # (N, M) |t + R z|^2, |t| = 1
+class TMASS(StochasticText):
+    """T-MASS as published (github.com/Jiamian-Wang/T-MASS-text-video-retrieval, modules/stochastic_module.py).
+
+    The text keeps its length; z is uniform on [0, 1), or normal with deviation 0.003; R's layer starts as the identity
+    without bias. The support text points to v|t averaged over the batch's texts. At evaluation each pair has M draws
+    of its own; ours are a function of (noise_seed, text, frames), so that a score depends on nothing else.
+    """
+
+    NORMAL_STD = 0.003
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__(config)
+        nn.init.eye_(self.linear.weight)  # (D, F)
+        nn.init.zeros_(self.linear.bias)
+
+    def losses(self, batch: TrainingBatch) -> Losses:
+        pooled = batch.pool(batch.text)
+        radius = self.radius(normalise(batch.text), normalise(clean(batch.frame_embeds, batch.frame_mask)))  # (B, D)
+        draw = torch.rand if self.config.prior == "uniform" else torch.randn
+        z = draw(batch.text.shape, generator=batch.generator, device=batch.text.device)  # (B, D)
+        sampled = batch.text + radius * (z if self.config.prior == "uniform" else self.NORMAL_STD * z)
+        support = self.support(batch.text, radius, pooled.vectors().mean(1))  # (B, D)
+        return self.both_losses(batch, pooled, sampled, support)
+
+    def best_cosine(self, text: Tensor, unit_frames: Tensor, unit_video: Tensor) -> Tensor:
+        radius = self.radius(normalise(text), unit_frames)  # (N, D)
+        noise = PairNoise(text, unit_frames.flatten(1), self.config.noise_seed)
+        best = text.new_full((len(text),), -torch.inf)
+        for m in range(self.config.samples):
+            z = noise.uniform(m) if self.config.prior == "uniform" else self.NORMAL_STD * noise.normal(m)
+            best = torch.maximum(best, (normalise(text + radius * z) * unit_video).sum(-1))
+        return best
+
+
+class TMASSLite(StochasticText):
+    """Our cheaper reading of T-MASS: unit-length texts, z ~ N(0, I), the same M draws for every pair at evaluation.
+
+    `HeadConfig.radius` is the starting length of R * z; the support text points to the text's own v|t.
+    """
+
+    draws: Tensor
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__(config)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.constant_(self.linear.bias, math.log(config.radius / math.sqrt(config.dim)))
+        draw = torch.randn(config.samples, config.dim, generator=torch.Generator().manual_seed(config.noise_seed))
+        self.register_buffer("draws", draw, persistent=False)  # (M, D)
+
+    def losses(self, batch: TrainingBatch) -> Losses:
+        pooled, unit = batch.pool(batch.text), normalise(batch.text)
+        radius = self.radius(unit, normalise(clean(batch.frame_embeds, batch.frame_mask)))  # (B, D)
+        sampled = unit + radius * random_noise(unit, batch.generator)(1)  # (B, D)
+        support = self.support(unit, radius, normalise(pooled.own()))  # (B, D)
+        return self.both_losses(batch, pooled, sampled, support)
+
+    def best_cosine(self, text: Tensor, unit_frames: Tensor, unit_video: Tensor) -> Tensor:
+        """No (N, M, D) tensor is built."""
+        unit, z = normalise(text), self.draws  # (N, D), (M, D)
+        radius = self.radius(unit, unit_frames)  # (N, D)
+        dot = (unit * unit_video).sum(-1, keepdim=True) + (radius * unit_video) @ z.T  # (N, M)
+        square = 1 + 2 * (unit * radius) @ z.T + radius.square() @ z.square().T  # (N, M) |t + R z|^2, |t| = 1
         return (dot * square.rsqrt()).amax(-1)

@@ -17,6 +17,8 @@ from dits_head.registry import HEADS, aligner_class
 SCHEDULES = ("linear", "literal")
 CONDITIONS = ("none", "t", "v", "tv")
 GAPS = ("v-t", "t-v")
+PRIORS = ("none", "uniform", "normal")
+STOCHASTIC = ("tmass", "tmass-lite")
 SAMPLERS = ("dits", "diffusion")  # the built-in heads with a noise network over time steps
 
 # Settings of earlier versions, with the one value that is still built. Records hold them, and the names of runs and the
@@ -35,12 +37,13 @@ class HeadConfig:
     head: str = "dits"
     """`mean-pool` (no parameters but the temperature), `xpool` (the paper's baseline, T' = 0), `mlp` (a residual MLP
     that aligns the text: the control for the sampler), `fixed-prior` (eq. 3), `diffusion` (DDPM on the gap, eqs. 4-7),
-    `dits` (the truncated sampler, eq. 8), `tmass` (stochastic text of T-MASS, CVPR 2024), or a head of another package
-    (see `registry`), which may read every setting."""
+    `dits` (the truncated sampler, eq. 8), `tmass` (T-MASS as its authors published it, CVPR 2024), `tmass-lite` (our
+    cheaper reading of it: unit-length texts, draws shared by all pairs), or a head of another package (see `registry`),
+    which may read every setting."""
     dim: int = 512
     """Width D of CLIP's joint space."""
-    dropout: float = 0.0
-    """X-Pool's dropout on the linear layer."""
+    dropout: float | None = None
+    """X-Pool's dropout on the linear layer; 0.3 (published) for `tmass`, else 0."""
     dropout_per: str = "pair"
     """`pair`: a mask for each (text, video) pair, as X-Pool does, which needs a vector per pair; `video`: one mask a
     video, which keeps the exact identity of `pooling` and its speed."""
@@ -88,13 +91,15 @@ class HeadConfig:
     """`diffusion`: `pretrain` fits the noise with the pooling frozen, `finetune` trains all through the chain with the
     contrastive loss."""
     num_frames: int = 12
-    """`tmass`: frames a video."""
+    """T-MASS: frames a video."""
     radius: float = 0.1
-    """`tmass`: starting length of the random part relative to the text's."""
+    """`tmass-lite`: starting length of the random part relative to the text's."""
     samples: int = 20
-    """`tmass`: texts drawn at evaluation."""
-    support: float = 1.2
-    """`tmass`: weight of the support-text loss."""
+    """T-MASS: texts drawn at evaluation."""
+    support: float | None = None
+    """T-MASS: weight of the support-text loss; 0.8 (published for MSR-VTT) for `tmass`, 1.2 for `tmass-lite`."""
+    prior: str = "default"
+    """`tmass`: what is drawn, `uniform` (from [0, 1)) or `normal` (deviation 0.003, published for LSMDC)."""
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
@@ -103,12 +108,19 @@ class HeadConfig:
         self._choice("schedule", SCHEDULES)
         self._choice("condition", CONDITIONS)
         self._choice("gap", GAPS)
+        self._choice("prior", PRIORS)
         self._choice("dropout_per", ("pair", "video"))
         self._choice("pool_query", ("text", "aligned"))
         self._choice("noise_loss", ("l1", "l2"))
         self._choice("stage", ("pretrain", "finetune"))
         self._check_ranges()
         self._check_combinations()
+
+    @property
+    def pooling_dropout(self) -> float:
+        """X-Pool's dropout."""
+        assert self.dropout is not None  # resolved in __post_init__
+        return self.dropout
 
     @property
     def steps(self) -> int:
@@ -125,7 +137,7 @@ class HeadConfig:
     @property
     def needs_video(self) -> str | None:
         """Why the text cannot be aligned without the video, or None if it can."""
-        if self.head == "tmass":
+        if self.head in STOCHASTIC:
             return "T-MASS draws a text whose radius depends on the video's frames"
         if self.head not in HEADS:
             return aligner_class(self.head).needs_video
@@ -155,6 +167,8 @@ class HeadConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> HeadConfig:
         """Make the config that `to_dict` gave, of this version or an earlier one."""
         values = {name: value for name, value in values.items() if (name, value) not in RETIRED.items()}
+        if values.get("head") == "tmass" and "prior" not in values:  # what that name meant before `prior` was a setting
+            values["head"] = "tmass-lite"
         known = set(cls.fields())
         if retired := sorted(set(values) & set(RETIRED)):
             raise ValueError(f"head config: {retired[0]}={values[retired[0]]!r} is not built any more; train it anew")
@@ -169,7 +183,10 @@ class HeadConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, and the retired ones, as records hold them."""
-        return dataclasses.asdict(self) | RETIRED
+        values = dataclasses.asdict(self) | RETIRED
+        if self.prior == "none":  # a later setting: records of other heads stay what they were
+            del values["prior"]
+        return values
 
     def _resolve_defaults(self) -> None:
         """Fill what was left to the head, so that a stored config says everything."""
@@ -181,6 +198,9 @@ class HeadConfig:
             "noise_train": random or self.head == "dits",
             "noise_eval": random,
             "condition": "t" if diffusion else "none",
+            "dropout": 0.3 if self.head == "tmass" else 0.0,
+            "support": 0.8 if self.head == "tmass" else 1.2,
+            "prior": "uniform" if self.head == "tmass" else "none",
             "index_vectors": 1 if self.head == "mean-pool" else 4,
         }
         for name, value in resolved.items():
@@ -204,7 +224,7 @@ class HeadConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}={value!r}: expected an integer >= {least}")
-        if not 0 <= self.dropout < 1:
+        if not 0 <= self.pooling_dropout < 1:
             raise ValueError(f"dropout={self.dropout!r}: expected a probability in [0, 1)")
         for name in ("init_logit_scale", "mlp_ratio", "sigma2", "radius"):
             if not getattr(self, name) > 0:
@@ -225,8 +245,10 @@ class HeadConfig:
                     raise ValueError(f"{name}={value!r} has no meaning for head={self.head!r}; use head='dits'")
         if self.head in ("diffusion", "fixed-prior") and not (self.noise_train and self.noise_eval):
             raise ValueError(f"head={self.head!r} is made of noise; leave noise_train and noise_eval on")
-        if self.head in ("mean-pool", "xpool", "mlp", "tmass") and (self.noise_train or self.noise_eval):
+        if self.head in ("mean-pool", "xpool", "mlp", *STOCHASTIC) and (self.noise_train or self.noise_eval):
             raise ValueError(f"noise_train, noise_eval: head={self.head!r} has no such switch; leave both off")
+        if self.head in HEADS and (self.prior == "none") == (self.head == "tmass"):
+            raise ValueError(f"prior={self.prior!r}: head='tmass' draws from 'uniform' or 'normal', no other head does")
         if self.head == "diffusion":
             self._check_diffusion()
         if self.needs_video and self.pool_query == "aligned":

@@ -46,7 +46,7 @@ class RetrievalHead(nn.Module):
         super().__init__()
         self.config = config
         self.pooling = (
-            MeanPool() if config.head == "mean-pool" else XPool(config.dim, config.dropout, config.dropout_per)
+            MeanPool() if config.head == "mean-pool" else XPool(config.dim, config.pooling_dropout, config.dropout_per)
         )
         self.aligner = aligner_class(config.head)(config)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.init_logit_scale)))

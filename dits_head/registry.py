@@ -18,7 +18,8 @@ HEADS = {
     "fixed-prior": "dits_head.aligners:FixedPrior",
     "diffusion": "dits_head.aligners:Diffusion",
     "dits": "dits_head.aligners:DITS",
-    "tmass": "dits_head.aligners:StochasticText",
+    "tmass": "dits_head.aligners:TMASS",
+    "tmass-lite": "dits_head.aligners:TMASSLite",
 }
 
 

@@ -107,17 +107,47 @@ def keyed_noise(text: Tensor, seed: int) -> Noise:
     Each text's bits are hashed to a 64-bit key; splitmix64 of (key, step, dimension) gives uniform numbers, Box-Muller
     makes them normal. Exact equality of the text embedding is what counts, to the last bit.
     """
-    dim = text.shape[-1]
-    column = torch.arange(dim, device=text.device)
-    bits = text.float().contiguous().view(torch.int32).long()
-    key = _splitmix64((bits * (2 * _splitmix64(column) + 1)).sum(-1, keepdim=True) + seed)  # (N, 1)
+    key, column = _key(text, seed), torch.arange(text.shape[-1], device=text.device)
 
     def draw(s: int) -> Tensor:
         lane = _splitmix64(key + _splitmix64(torch.tensor(s, device=text.device)))  # (N, 1)
-        u1, u2 = (_uniform(_splitmix64(lane + 2 * column + i)) for i in (0, 1))  # (N, D) each, in (0, 1)
-        return ((-2 * u1.log()).sqrt() * (2 * math.pi * u2).cos()).to(text.dtype)
+        return _normal(lane, column).to(text.dtype)
 
     return draw
+
+
+class PairNoise:
+    """Draws that are a function of (seed, text, video, number): the same pair gets the same ones in whatever batch.
+
+    text (N, D), video (N, ...) flattened; each draw is (N, D).
+    """
+
+    def __init__(self, text: Tensor, video: Tensor, seed: int) -> None:
+        self._key = _splitmix64(_key(text, seed) + _splitmix64(_key(video, seed)))  # (N, 1)
+        self._column = torch.arange(text.shape[-1], device=text.device)
+
+    def uniform(self, number: int) -> Tensor:
+        """On (0, 1)."""
+        return _uniform(_splitmix64(self._lane(number) + 2 * self._column)).float()
+
+    def normal(self, number: int) -> Tensor:
+        return _normal(self._lane(number), self._column).float()
+
+    def _lane(self, number: int) -> Tensor:
+        return _splitmix64(self._key + _splitmix64(torch.tensor(number, device=self._key.device)))  # (N, 1)
+
+
+def _key(vectors: Tensor, seed: int) -> Tensor:
+    """Hash the bits of vectors (N, D): (N, 1) int64."""
+    column = torch.arange(vectors.shape[-1], device=vectors.device)
+    bits = vectors.float().contiguous().view(torch.int32).long()
+    return _splitmix64((bits * (2 * _splitmix64(column) + 1)).sum(-1, keepdim=True) + seed)
+
+
+def _normal(lane: Tensor, column: Tensor) -> Tensor:
+    """Box-Muller of two uniform numbers each: (N, 1), (D,) -> (N, D) float64."""
+    u1, u2 = (_uniform(_splitmix64(lane + 2 * column + i)) for i in (0, 1))  # (N, D) each, in (0, 1)
+    return (-2 * u1.log()).sqrt() * (2 * math.pi * u2).cos()
 
 
 def _uniform(bits: Tensor) -> Tensor:

@@ -28,7 +28,9 @@ def train_head(
     ctx: typer.Context,
     head: Annotated[
         str,
-        typer.Option(help="mean-pool, xpool, mlp, fixed-prior, diffusion, dits, tmass, or module:Class of your own"),
+        typer.Option(
+            help="mean-pool, xpool, mlp, fixed-prior, diffusion, dits, tmass, tmass-lite, or module:Class of your own"
+        ),
     ] = "dits",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the head, name=value; repeatable")

@@ -33,8 +33,10 @@ SYSTEMS: dict[str, dict] = {
     "dits-tv": {"condition": "tv", "noise_eval": True},
     "dits-t-v": {"gap": "t-v"},
     "tmass": {"head": "tmass", "num_frames": FRAMES},
+    "tmass-normal": {"head": "tmass", "num_frames": FRAMES, "prior": "normal"},
+    "tmass-lite": {"head": "tmass-lite", "num_frames": FRAMES},
 }
-NEED_VIDEO = {"dits-v", "dits-tv", "dits-t-v", "tmass"}
+NEED_VIDEO = {"dits-v", "dits-tv", "dits-t-v", "tmass", "tmass-normal", "tmass-lite"}
 
 
 def make(system: str) -> RetrievalHead:
@@ -145,8 +147,8 @@ def test_systems_that_need_the_video_against_a_loop_over_pairs(data: tuple[Tenso
                 torch.testing.assert_close(sims[i, j], F.cosine_similarity(moved, still)[0], atol=1e-6, rtol=0)
 
 
-def test_tmass_takes_the_best_of_its_drawn_texts(data: tuple[Tensor, Tensor, Tensor]) -> None:
-    head, (text, frames, mask) = make("tmass"), (x[:5] for x in data)
+def test_tmass_lite_takes_the_best_of_its_drawn_texts(data: tuple[Tensor, Tensor, Tensor]) -> None:
+    head, (text, frames, mask) = make("tmass-lite"), (x[:5] for x in data)
     sims = head.score(text, frames, mask)
     for i in range(5):
         for j in range(5):
@@ -164,7 +166,7 @@ def test_one_seed_one_training_step(system: str, data: tuple[Tensor, Tensor, Ten
     head, batch = make(system).train(), [x[:8] for x in data]
     losses = [head.training_loss(*batch, generator=torch.Generator().manual_seed(1)) for _ in range(2)]
     assert losses[0][0] == losses[1][0]
-    weights = {"index": head.config.index_loss, "support": head.config.support}
+    weights = {"index": head.config.index_loss, "support": head.config.support or 0.0}
     total = sum(weights.get(name, 1.0) * value for name, value in losses[0][1].items())
     assert losses[0][0].item() == pytest.approx(total, rel=1e-5)
     losses[0][0].backward()

@@ -34,6 +34,8 @@ from pipeline.fingerprint import fingerprint
         ({"head": "diffusion", "gap": "t-v"}, "gap='v-t'"),
         ({"condition": "v", "pool_query": "aligned"}, "set pool_query='text'"),
         ({"head": "tmass", "index_loss": 0.5}, "set index_loss=0"),
+        ({"head": "tmass", "prior": "none"}, "'uniform' or 'normal'"),
+        ({"head": "tmass-lite", "prior": "uniform"}, "no other head does"),
         ({"head": "mean-pool", "dropout": 0.3}, "set dropout=0"),
         ({"head": "mean-pool", "index_vectors": 4}, "index_vectors=1"),
         ({"head": "diffusion", "index_loss": 1.0}, "set index_loss=0 or stage='finetune'"),
@@ -62,6 +64,11 @@ def test_configs_of_earlier_versions_load_unless_they_name_what_is_not_built_any
     for value in ({"tied": False}, {"step_loss": 0.5}):
         with pytest.raises(ValueError, match="not built any more; train it anew"):
             HeadConfig.from_dict(stored | value)
+
+
+def test_a_tmass_head_of_an_earlier_version_loads_as_what_it_was() -> None:
+    stored = HeadConfig(head="tmass-lite", dim=64).to_dict() | {"head": "tmass"}
+    assert HeadConfig.from_dict(stored) == HeadConfig(head="tmass-lite", dim=64)
 
 
 def test_the_name_of_a_run_stays_what_it_was() -> None:
