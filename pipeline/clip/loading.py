@@ -1,7 +1,7 @@
-"""Load an open_clip model in float32 on the CPU from a tag or a weights file, without unpickling code.
+"""Load an open_clip model in float32 on the CPU from a tag or a weights file.
 
 open_clip loads .pt files with `weights_only` and .safetensors as they are. OpenAI's own releases are TorchScript
-archives, which carry their tensors in a form that torch reads without running Python.
+archives. torch.jit.load runs the code that such an archive carries: load archives from trusted sources only.
 
 Weights do not show the activation that they were trained with, and the wrong one gives wrong results without an error
 (open_clip issue 771). OpenAI's archives imply QuickGELU; a tuned CLIP of ours names its activation in the file; any
