@@ -33,7 +33,7 @@ Measure = Callable[[Workspace, ResolvedStore, ResolvedHead], dict[str, float]]
 
 
 def gap(workspace: Workspace, chosen: ResolvedStore, head: ResolvedHead) -> dict[str, float]:
-    """{"L1 unit before": mean over the relevant pairs of the test split, ...}; see `retrieve.gaps`."""
+    """{"L1 unit before": mean over the relevant pairs of the test split, ...}; see `pipeline.evaluate.modality_gap`."""
     pairs = RelevantPairs.of(head.head, chosen.store.videos("test", mmap=True), chosen.store.texts("test"))
     return {f"{name} {when}": mean for name, means in pairs.means().items() for when, mean in means.items()}
 
