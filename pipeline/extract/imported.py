@@ -40,7 +40,6 @@ def import_features(
     num_frames: int = 12,
     captions: Mapping[str, Sequence[str]] | None = None,
     encoder: Any = None,
-    settings: Mapping[str, Any] | None = None,
 ) -> Imported:
     """Write a feature store of features that another program made.
 
@@ -50,7 +49,6 @@ def import_features(
         num_frames: frames kept of a video, the middles of as many equal intervals; fewer are masked.
         captions: video id -> captions; they come before those that the source holds.
         encoder: embeds captions that come without vectors (`pipeline.clip.encoder.Encoder`); None: none can be named.
-        settings: what is known of how the features were made; joins the fingerprint.
 
     Raises:
         BadInput: captions without vectors where no encoder is named, another width than the encoder's, captions of
@@ -66,14 +64,13 @@ def import_features(
         raise BadInput(
             "the encoder is of another width than the features", expected=f"{width}-d", got=f"{encoder.dim}-d"
         )
+    unnamed = {"model": "unknown", "activation": None, "dtype": "unknown"}
     about = {
-        **(dict(encoder.settings) if encoder is not None else {"model": "unknown", "activation": None}),
-        **(settings or {}),
+        **(unnamed if encoder is None else encoder.settings),
         "imported_from": source.name,
         "imported_sha256": _digest(archive),
         "embed_dim": width,
         "num_frames": num_frames,
-        "dtype": "float16",
         "sampling": "imported",
         "decoder": "none",
     }

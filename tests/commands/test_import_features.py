@@ -43,3 +43,14 @@ def test_an_encoder_of_another_width_is_refused_and_nothing_is_left(archive, tmp
     assert "expected 16-d" in line
     assert not (tmp_path / "w" / "features").exists()
     assert "--model too" in refused("import-features", archive, "--dataset", "mine", "--pretrained", "openai", *here)
+
+
+def test_features_of_a_named_encoder_are_searched_by_text(tmp_path):
+    (tmp_path / "made").mkdir()
+    for number in range(3):
+        np.save(tmp_path / "made" / f"v{number}.npy", np.eye(3, 128, dtype=np.float32)[[number]] + 0.1)
+        (tmp_path / "made" / f"v{number}.txt").write_text("a red ring")
+    here = ("--workspace", tmp_path / "w", "--json")
+    run("import-features", tmp_path / "made", "--dataset", "mine", "--model", "shapes-clip", *here)
+    run("index", *here)
+    assert len(json.loads(run("search", "a red ring moves left", *here).stdout)) == 3
