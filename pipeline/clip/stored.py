@@ -1,38 +1,12 @@
-"""Record a feature store's encoder beside the store, and load it again from there."""
+"""Load the encoder that a feature store was made with."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from pipeline.clip.encoder import Encoder, load_encoder
-from pipeline.errors import MissingData
-from pipeline.stores.atomic import read_json, write_json
+from pipeline.stores.encoder_record import read_encoder_record
 from pipeline.stores.features import FeatureStore
-
-
-def remember_encoder(
-    store: Path,
-    *,
-    model: str,
-    pretrained: str | None,
-    precision: str,
-    hwaccel: str | None,
-    limits: Mapping[str, Any],
-) -> None:
-    """Note how to load the encoder and to decode the clips again: the fingerprint knows what the weights are, not where
-    they lie, and nothing of limits."""
-    if pretrained and Path(pretrained).is_file():
-        pretrained = str(Path(pretrained).resolve())
-    about = {"model": model, "pretrained": pretrained, "precision": precision}
-    write_json(store / "encoder.json", {**about, "hwaccel": hwaccel, "limits": dict(limits)})
-
-
-def remember_tuned_encoder(store: Path, base: FeatureStore, clip: Path) -> None:
-    """The same for a store of the CLIP in the file `clip`, tuned from the encoder of `base`, on the same clips."""
-    about = read_json(base.path / "encoder.json")
-    write_json(store / "encoder.json", {**about, "pretrained": str(clip.resolve()), "precision": "float32"})
 
 
 def embed_queries(store: FeatureStore, sentences: Sequence[str]) -> np.ndarray:
@@ -46,12 +20,7 @@ def encoder_of(store: FeatureStore, device: str = "auto", *, to_train: bool = Fa
 
     Raises FingerprintMismatch when what is found now is another.
     """
-    if not (store.path / "encoder.json").exists():
-        raise MissingData(
-            f"{store.path} holds imported features whose encoder was not named, so no sentence can be embedded",
-            fix="import them again with --model NAME --pretrained TAG|FILE",
-        )
-    about = read_json(store.path / "encoder.json")
+    about = read_encoder_record(store.path)
     dtype = store.settings["dtype"] if about["precision"] == "auto" else about["precision"]
     encoder = load_encoder(
         about["model"],

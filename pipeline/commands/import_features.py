@@ -36,11 +36,11 @@ def import_features(
     place = Workspace.locate(workspace)
 
     from pipeline.clip.encoder import load_encoder
-    from pipeline.clip.stored import remember_encoder
     from pipeline.datasets.folder import read_captions
     from pipeline.datasets.readers import Repairs
     from pipeline.extract.imported import import_features
     from pipeline.resolve import encoder_name, remember_store
+    from pipeline.stores.encoder_record import write_encoder_record
 
     name = encoder_name(model, pretrained) if model else "imported"
     given: dict[str, list[str]] = {}
@@ -54,9 +54,7 @@ def import_features(
         encoder=load_encoder(model, pretrained) if model else None,
     )
     if model:
-        remember_encoder(
-            Path(report.store), model=model, pretrained=pretrained, precision="auto", hwaccel=None, limits={}
-        )
+        write_encoder_record(Path(report.store), model=model, pretrained=pretrained, precision="auto")
     remember_store(place, dataset, name)
     result = {"videos": report.videos, "captions": report.captions, "store": report.store}
     show(result, as_json, f"{report.videos} videos, {report.captions} captions\nfeatures: {report.store}")

@@ -20,6 +20,7 @@ from pipeline.datasets.shapes_world import FPS, FRAME_SIDE, clip_captions, make_
 from pipeline.errors import BadInput
 from pipeline.stores.atomic import read_json, write_json
 from pipeline.stores.manifest import SPLITS, Manifest, VideoEntry, write_manifest
+from pipeline.video.pool import available_cores
 
 NAME = "shapes"
 VERSION = 1  # of what a seed means; raise it when clips or captions change
@@ -49,7 +50,7 @@ def generate(
     manifest = Manifest(NAME, str(dataset_dir.resolve()), entries, _protocol(seed, counts))
     clips = [(split, index) for split, count in counts.items() for index in range(count)]
     missing = [clip for clip, entry in zip(clips, entries, strict=True) if not (dataset_dir / entry.path).exists()]
-    _write_clips(dataset_dir, seed, missing, workers or len(os.sched_getaffinity(0)), progress)
+    _write_clips(dataset_dir, seed, missing, workers or available_cores(), progress)
     write_manifest(manifest, dataset_dir / "manifest.parquet")
     return manifest
 

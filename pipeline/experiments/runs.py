@@ -5,7 +5,6 @@ the run's name: finished work is never repeated, interrupted work resumes.
 """
 
 import multiprocessing
-import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -352,6 +351,8 @@ def sensible_jobs() -> tuple[int, int]:
     """(runs at once, torch threads of each) for this machine: one a core on a CPU, one at a time on a GPU."""
     import torch
 
+    from pipeline.video.pool import available_cores
+
     if torch.cuda.is_available():
         return 1, 0
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1), 1
+    return available_cores(), 1

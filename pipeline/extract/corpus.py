@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline.clip.stored import remember_encoder
 from pipeline.errors import BadInput
 from pipeline.extract.driver import ExtractReport, extract
 from pipeline.extract.settings import ExtractSettings
 from pipeline.resolve import encoder_name, remember_store
+from pipeline.stores.encoder_record import write_encoder_record
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.manifest import Manifest, write_manifest
 from pipeline.workspace import Workspace
@@ -25,7 +25,7 @@ def extract_manifest(workspace: Workspace, manifest: Manifest, settings: Extract
     require_same_media(store, manifest)
     report = extract(manifest, store, settings)
     write_manifest(manifest, workspace.manifest_path(manifest.name))
-    remember_encoder(
+    write_encoder_record(
         store,
         model=settings.model,
         pretrained=settings.pretrained,

@@ -7,7 +7,7 @@ from pipeline.clip.encoder import Encoder, load_encoder
 from pipeline.errors import BadInput
 from pipeline.frame_size import FrameSize
 from pipeline.stores.activations import DTYPES as TOKEN_DTYPES
-from pipeline.stores.atomic import read_json
+from pipeline.stores.encoder_record import read_encoder_record
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.shards import SUFFIXES
 from pipeline.video.job import DecodeSettings
@@ -111,7 +111,7 @@ class ExtractSettings:
 
 def settings_of(store: FeatureStore) -> ExtractSettings:
     """Settings to extract more videos into an existing store."""
-    about = read_json(store.path / "encoder.json")
+    about = read_encoder_record(store.path)
     decoders = str(store.settings["decoder"]).split("+")
     return ExtractSettings(
         model=about["model"],

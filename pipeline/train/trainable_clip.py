@@ -18,11 +18,12 @@ from torch import nn
 from dits_head.clip_top import ClipTop, LowerBlocks
 from pipeline.clip.encoder import Encoder
 from pipeline.clip.loading import ACTIVATION, weights_digest
-from pipeline.clip.stored import encoder_of, remember_tuned_encoder
+from pipeline.clip.stored import encoder_of
 from pipeline.clip.whole_clip import WholeClip
 from pipeline.errors import BadInput
 from pipeline.resolve import ResolvedStore
 from pipeline.stores.atomic import atomic_write
+from pipeline.stores.encoder_record import read_encoder_record, write_encoder_record
 from pipeline.stores.features import FeatureStore, TextFeatures, VideoFeatures
 from pipeline.stores.manifest import Manifest, VideoEntry, read_manifest
 from pipeline.train.cached_inputs import CachedInputs
@@ -72,7 +73,8 @@ class TrainableClip(ABC):
         )
         with store.lock():
             self._embed_into(store)
-        remember_tuned_encoder(path, self.store, clip)
+        record = {**read_encoder_record(self.store.path), "pretrained": str(clip), "precision": "float32"}
+        write_encoder_record(path, **record)
 
     def tuned_model(self) -> nn.Module:
         """The whole open_clip model with the trained weights."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from pipeline.frame_size import FrameSize
-from pipeline.stores.atomic import read_json
+from pipeline.stores.encoder_record import read_encoder_record
 from pipeline.stores.features import FeatureStore
 from pipeline.video.job import DecodeSettings
 from pipeline.video.limits import Limits
@@ -11,7 +11,7 @@ from pipeline.video.limits import Limits
 
 def decode_settings_of(store: FeatureStore, size: FrameSize) -> DecodeSettings:
     """Return the decoding settings of `store`, for frames of the encoder's `size`."""
-    about = read_json(store.path / "encoder.json")
+    about = read_encoder_record(store.path)
     limits = Limits(**about.get("limits", {}))
     return DecodeSettings(store.num_frames, size, store.settings["decoder"], about.get("hwaccel"), limits)
 

@@ -1,0 +1,42 @@
+"""encoder.json: how to load a store's encoder and to decode its clips again.
+
+The fingerprint says what the weights are, not where they lie, and nothing of the limits of decoding.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import MissingData
+from pipeline.stores.atomic import read_json, write_json
+
+NAME = "encoder.json"
+
+
+def write_encoder_record(
+    store: Path,
+    *,
+    model: str,
+    pretrained: str | None,
+    precision: str,
+    hwaccel: str | None = None,
+    limits: Mapping[str, Any] | None = None,
+) -> None:
+    """Record the encoder of the store in the folder `store`; a local weights file by its absolute path."""
+    if pretrained and Path(pretrained).is_file():
+        pretrained = str(Path(pretrained).resolve())
+    about = {"model": model, "pretrained": pretrained, "precision": precision}
+    write_json(store / NAME, {**about, "hwaccel": hwaccel, "limits": dict(limits or {})})
+
+
+def read_encoder_record(store: Path) -> dict[str, Any]:
+    """{"model", "pretrained", "precision", "hwaccel", "limits"} of the store in the folder `store`.
+
+    Raises MissingData for imported features whose encoder was not named.
+    """
+    if not (store / NAME).exists():
+        raise MissingData(
+            f"{store} holds imported features whose encoder was not named, so nothing more can be embedded",
+            fix="import them again with --model NAME --pretrained TAG|FILE",
+        )
+    return read_json(store / NAME)
