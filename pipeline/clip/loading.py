@@ -1,7 +1,7 @@
 """Load an open_clip model in float32 on the CPU from a tag or a weights file.
 
-open_clip loads .pt files with `weights_only` and .safetensors as they are. OpenAI's own releases are TorchScript
-archives. torch.jit.load runs the code that such an archive carries: load archives from trusted sources only.
+A weights file is data, and nothing in it is run: open_clip loads .pt files with `weights_only` and .safetensors as they
+are; TorchScript archives, as OpenAI's own releases are, go through `torchscript.read_tensors`.
 
 Weights do not show the activation that they were trained with, and the wrong one gives wrong results without an error
 (open_clip issue 771). OpenAI's archives imply QuickGELU; a tuned CLIP of ours names its activation in the file; any
@@ -13,13 +13,12 @@ import hashlib
 import logging
 import os
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.clip import torchvision_guard
+from pipeline.clip import torchscript, torchvision_guard
 from pipeline.errors import BadInput
 
 SHAPES_CLIP = "shapes-clip"
@@ -165,7 +164,7 @@ def _from_file(name: str, path: str, tags: list[str], quick_gelu: bool | None) -
     from open_clip.model import set_model_preprocess_cfg
 
     wants = _activation_of_file(name, path) if quick_gelu is None else quick_gelu
-    create = _create_from_archive if _is_torchscript(path) else _create
+    create = _create_from_archive if torchscript.is_archive(path) else _create
     model = create(name, path, bool(wants))
     _require_activation(name, model, wants)
     published = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
@@ -185,7 +184,7 @@ def _activation_of_file(name: str, path: str) -> bool | None:
     """
     import open_clip
 
-    if _is_torchscript(path):
+    if torchscript.is_archive(path):
         return True
     stated = _metadata(path).get(ACTIVATION)
     if stated is None and name + _TWIN in open_clip.list_models():
@@ -223,19 +222,9 @@ def _create(name: str, pretrained: str | None, quick_gelu: bool) -> Any:
         ) from error
 
 
-def _is_torchscript(path: str) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(Path(member).name == "constants.pkl" for member in archive.namelist())
-
-
 def _create_from_archive(name: str, path: str, quick_gelu: bool) -> Any:
-    import torch
-
     model = _untrained(name, quick_gelu, 0)
-    state = torch.jit.load(path, map_location="cpu").state_dict()
-    state = {key: value.float() for key, value in state.items() if key in model.state_dict()}
+    state = {key: value.float() for key, value in torchscript.read_tensors(path, set(model.state_dict())).items()}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
