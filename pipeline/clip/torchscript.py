@@ -23,11 +23,12 @@ MAX_PICKLE = 64 << 20  # bytes of data.pkl; that of OpenAI's ViT-L/14 holds 0.1 
 MAX_NAMES = 200_000  # tensors by name: modules that share others could multiply without end
 MAX_DEPTH = 64  # modules in modules
 # What torch's C++ pickler writes, and nothing that calls for more trust (EXT, INST, OBJ, DUP, persistent ids as text).
-_OPCODES = frozenset(
-    "PROTO GLOBAL BINPUT LONG_BINPUT BINGET LONG_BINGET MARK STOP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 "
-    "BINFLOAT BINUNICODE SHORT_BINSTRING BINSTRING EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS "
-    "EMPTY_DICT SETITEM SETITEMS NEWOBJ REDUCE BUILD BINPERSID".split()
-)
+_OPCODES = {
+    "PROTO", "GLOBAL", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "MARK", "STOP", "NONE", "NEWTRUE",
+    "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "BINSTRING",
+    "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT",
+    "SETITEM", "SETITEMS", "NEWOBJ", "REDUCE", "BUILD", "BINPERSID",
+}  # fmt: skip
 _STORAGES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
     "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
