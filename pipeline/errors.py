@@ -15,10 +15,9 @@ class UserError(Exception):
             parts.append(f"expected {expected}")
         if got is not None:
             parts.append(f"got {got}")
-        message = "; ".join(parts)
-        if fix:
-            message += f". Fix: {fix}"
-        line = " ".join(message.split())
+        self.problem = "; ".join(parts)
+        """The message without the fix."""
+        line = " ".join((f"{self.problem}. Fix: {fix}" if fix else self.problem).split())
         # File names and annotations are quoted here: their control characters must not reach a terminal.
         super().__init__("".join(char if char.isprintable() else ascii(char)[1:-1] for char in line))
 

@@ -9,9 +9,10 @@ from dits_head.config import HeadConfig
 from dits_head.head import RetrievalHead, build_head
 from pipeline.datasets.assemble import claim
 from pipeline.errors import BadInput, CorruptShard, MissingData
-from pipeline.stores.atomic import read_json, write_json
-from pipeline.stores.checkpoints import load_head
+from pipeline.stores.atomic import write_json
+from pipeline.stores.checkpoints import load_head, read_head_record
 from pipeline.stores.features import FeatureStore
+from pipeline.stores.integrity import read_json
 from pipeline.stores.manifest import read_manifest
 from pipeline.workspace import Workspace
 
@@ -67,7 +68,7 @@ def resolve_store(workspace: Workspace, dataset: str | None = None, encoder: str
         )
     if len(fitting) > 1:
         last = workspace.root / "last.json"
-        record = read_json(last) if last.exists() else {}
+        record = read_json(last, may={"dataset": str, "encoder": str}) if last.exists() else {}
         fitting = [pair for pair in fitting if pair == (record.get("dataset"), record.get("encoder"))] or fitting
     if len(fitting) > 1:
         raise BadInput(
@@ -121,7 +122,7 @@ def resolve_head(
 
 def _taken_unnamed(folder: Path, store: FeatureStore) -> bool:
     """Whether a run fits the store and was not trained for a table of `reproduce`."""
-    record = read_json(folder / "config.json", needs=("head", "encoder"))
+    record = read_head_record(folder)
     return bool(record["encoder"] | store.cache_settings == store.settings) and not record.get("for_tables")
 
 

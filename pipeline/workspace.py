@@ -85,4 +85,5 @@ class Workspace:
 
 
 def _by_age(markers: Any) -> list[Path]:
-    return [marker.parent for marker in sorted(markers, key=lambda path: (path.stat().st_mtime_ns, path))]
+    # lstat: a marker that is a circle of links has an age too; whoever reads it refuses it
+    return [marker.parent for marker in sorted(markers, key=lambda path: (path.lstat().st_mtime_ns, path))]

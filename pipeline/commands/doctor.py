@@ -15,20 +15,30 @@ def doctor(
     videos: Annotated[Path | None, typer.Option(help="Folder of its videos")] = None,
     annotations: Annotated[Path | None, typer.Option(help="Folder of its annotation files")] = None,
     option: DatasetOptions = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hash every file of the workspace that has a checksum and compare")
+    ] = False,
     deep: Annotated[bool, typer.Option("--deep", help="Decode a frame of every video")] = False,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check the environment, or a data set's files against the published split, with a remedy for each problem.
+    """Check the environment, a data set's files against the published split, or the workspace's files against their
+    checksums, with a remedy for each problem.
 
     \b
         python cli.py doctor
+        python cli.py doctor --verify
         python cli.py doctor --dataset msrvtt --videos /data/msrvtt --annotations /data/msrvtt_csv --deep
     """
     from dataclasses import asdict
 
     place = Workspace.locate(workspace)
-    if dataset is None:
+    if verify:
+        from pipeline.commands.verification import verify_workspace
+
+        checks = verify_workspace(place)
+        show([asdict(check) for check in checks], as_json, "\n".join(check.line() for check in checks))
+    elif dataset is None:
         checks = list(environment_report(place.root))
         show([asdict(check) for check in checks], as_json, "\n".join(check.line() for check in checks))
     else:

@@ -56,7 +56,7 @@ def reindex(
     from pipeline.retrieve.retriever import latest_corpus
 
     store = generations(place, index or latest_corpus(place))
-    if store.current() is None:
+    if not rollback and store.current() is None:  # a damaged CURRENT is what a rollback mends
         raise MissingData(f"no index of {index}", fix="run `python cli.py index` first")
     if list_:
         lines = [

@@ -228,7 +228,7 @@ def compare(a: Path, b: Path, *, ties: Ties = "average", resamples: int = 2000, 
         counts_b = counts_b.take(np.array([place[name] for name in ids_a]))
         ranks_a, ranks_b = query_ranks(counts_a, ties), query_ranks(counts_b, ties)
         out[direction] = paired_difference(ranks_a, ranks_b, np.array(videos), resamples=resamples, seed=seed)
-    cards = [read_json(folder / "metrics.json")["protocol"] for folder in (a, b)]
+    cards = [read_json(folder / "metrics.json", {"protocol": dict})["protocol"] for folder in (a, b)]
     out["protocol"] = {"a": cards[0], "b": cards[1], "tie_rule": ties, "resamples": resamples, "seed": seed}
     return out
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import BadInput, CorruptShard
 from pipeline.retrieve.exact_search import best_per_video, normalised
+from pipeline.stores.integrity import fits
 
 log = logging.getLogger(__name__)
 swig: Any = faiss  # the stubs of FAISS do not know the constructors that its Python layer adds
@@ -60,6 +61,16 @@ class IndexSpec:
             raise BadInput(
                 "unknown index settings", expected=", ".join(cls.__dataclass_fields__), got=", ".join(unknown)
             )
+        kinds = {
+            "factory": str,
+            "search": dict[str, float],
+            "train_rows": int,
+            "block": int,
+            "on_disk": bool,
+            "seed": int,
+        }
+        if wrong := [name for name, value in values.items() if not fits(value, kinds[name])]:
+            raise BadInput(f"index setting {wrong[0]}", expected=kinds[wrong[0]], got=repr(values[wrong[0]])[:100])
         return cls(**values)
 
 
@@ -117,7 +128,10 @@ class VectorIndex:
 
 
 def read(folder: Path, owners: NDArray[np.int64], spec: IndexSpec, *, mmap: bool = True) -> VectorIndex:
-    """An index from its folder; with ``mmap`` its bytes are paged in as they are used. CorruptShard if unreadable."""
+    """An index from its folder; with ``mmap`` its bytes are paged in as they are used. CorruptShard if unreadable.
+
+    The caller has verified the files (opening a generation does): on damaged ones FAISS can crash the process.
+    """
     flags = (faiss.IO_FLAG_MMAP_IFC if mmap and not spec.on_disk else 0) | faiss.IO_FLAG_ONDISK_SAME_DIR
     try:
         index = faiss.read_index(str(folder / _INDEX_FILE), flags)

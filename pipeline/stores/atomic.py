@@ -1,15 +1,16 @@
 """Atomic file writes: temporary file, fsync, rename."""
 
-import hashlib
 import json
 import os
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import CorruptShard, MissingData
+from pipeline.stores.integrity import read_json as read_json
+from pipeline.stores.integrity import sealed
+from pipeline.stores.integrity import sha256_file as sha256_file
 
 
 @contextmanager
@@ -50,28 +51,8 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file; an object gets its checksum, which `read_json` verifies and takes out again."""
+    if isinstance(value, dict):
+        value = sealed(value)
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path, needs: Collection[str] = ()) -> Any:
-    """Raises MissingData when the file is absent, CorruptShard when it does not parse or is not an object with the
-    keys that it `needs`."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingData(f"{path} is missing", fix="run the stage that writes it") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CorruptShard(f"{path} is not valid JSON ({error})", fix="delete it and run its stage again") from None
-    if needs and (not isinstance(value, dict) or not set(needs) <= value.keys()):
-        found = ", ".join(value) if isinstance(value, dict) else type(value).__name__
-        raise CorruptShard(
-            f"{path} is damaged", expected=", ".join(sorted(needs)), got=found or "nothing",
-            fix="delete it and run its stage again",
-        )  # fmt: skip
-    return value
-
-
-def sha256_file(path: Path) -> str:
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

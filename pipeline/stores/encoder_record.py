@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import MissingData
-from pipeline.stores.atomic import read_json, write_json
+from pipeline.stores.atomic import write_json
+from pipeline.stores.integrity import read_json
 
 NAME = "encoder.json"
 
@@ -39,4 +40,5 @@ def read_encoder_record(store: Path) -> dict[str, Any]:
             f"{store} holds imported features whose encoder was not named, so nothing more can be embedded",
             fix="import them again with --model NAME --pretrained TAG|FILE",
         )
-    return read_json(store / NAME)
+    needs = {"model": str, "pretrained": str | None, "precision": str}
+    return read_json(store / NAME, needs, {"hwaccel": str | None, "limits": dict[str, Any]})

@@ -21,13 +21,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import BadInput, FingerprintMismatch, MissingData, StoreBusy
+from pipeline.errors import BadInput, CorruptShard, FingerprintMismatch, MissingData, StoreBusy
 from pipeline.fingerprint import describe_difference, fingerprint
-from pipeline.stores.atomic import atomic_write, read_json, remove_temporaries, write_json
+from pipeline.stores.atomic import atomic_write, remove_temporaries, write_json
+from pipeline.stores.integrity import fits, read_json
 from pipeline.stores.mapped import MappedRagged, MappedRows
 from pipeline.stores.shards import SUFFIXES, Column, read_marker, read_shard, verify_shard, write_shard
 
 FORMAT_VERSION = 1
+_ABOUT = {"settings": dict[str, Any], "shard_format": str, "media_root": str}
+_AMENDMENTS = {"video_splits": dict[str, str], "caption_splits": dict[str, str], "withdrawn": list[str]}
 # On-disk column name -> dataclass field.
 VIDEO_COLUMNS = {
     "video_id": "video_ids",
@@ -169,13 +172,20 @@ class FeatureStore:
         """
         if not (Path(path) / "store.json").exists():
             raise MissingData(f"no feature store at {path}", fix="run `python cli.py extract` first")
-        about = read_json(Path(path) / "store.json")
+        about = read_json(Path(path) / "store.json", ("format_version",), _ABOUT)
         if about.get("format_version") != FORMAT_VERSION:
             raise BadInput(
                 f"{path}: store format",
                 expected=FORMAT_VERSION,
                 got=about.get("format_version"),
                 fix="extract it again",
+            )
+        if about["shard_format"] not in SUFFIXES:
+            raise CorruptShard(
+                f"{path}/store.json is damaged",
+                expected=sorted(SUFFIXES),
+                got=about["shard_format"],
+                fix="extract again",
             )
         return cls(path, about)
 
@@ -187,11 +197,17 @@ class FeatureStore:
 
     @property
     def dim(self) -> int:
-        return int(self.settings["embed_dim"])
+        return self._count("embed_dim")
 
     @property
     def num_frames(self) -> int:
-        return int(self.settings["num_frames"])
+        return self._count("num_frames")
+
+    def _count(self, name: str) -> int:
+        value = self.settings.get(name)
+        if not fits(value, int):
+            raise CorruptShard(f"{self.path}/store.json, {name}", expected="a number", got=value, fix="extract again")
+        return int(self.settings[name])
 
     @property
     def cache_settings(self) -> dict[str, Any]:
@@ -327,7 +343,7 @@ class FeatureStore:
         """Return video_id -> "done", "failed" or "skipped"; the latest shard wins, but "done" is final."""
         status: dict[str, str] = {}
         for path in self.shard_paths("videos"):
-            marker = read_marker(path)
+            marker = _video_marker(path)
             for video_id in _string_column(path, "video_id"):
                 status[video_id] = "done"
             outcome = {row["video_id"]: "failed" for row in marker["failures"]}
@@ -342,7 +358,7 @@ class FeatureStore:
         status = self.covered()
         last: dict[str, Failure] = {}
         for path in self.shard_paths("videos"):
-            for row in read_marker(path)["failures"]:
+            for row in _video_marker(path)["failures"]:
                 last[row["video_id"]] = Failure(**row)
         return [failure for video_id, failure in last.items() if status[video_id] == "failed"]
 
@@ -391,7 +407,11 @@ class FeatureStore:
     @cached_property
     def _amendments(self) -> dict[str, Any]:
         path = self.path / "amendments.json"
-        return read_json(path) if path.exists() else {"video_splits": {}, "caption_splits": {}, "withdrawn": []}
+        return (
+            read_json(path, _AMENDMENTS)
+            if path.exists()
+            else {"video_splits": {}, "caption_splits": {}, "withdrawn": []}
+        )
 
     def _recorded_splits(self, kind: str) -> Iterator[tuple[str, str]]:
         """(id, split) of each row, as the shards have it."""
@@ -472,6 +492,18 @@ class FeatureStore:
 def _stored(features: VideoFeatures | TextFeatures, columns: Mapping[str, str]) -> dict[str, Column]:
     """A shard's columns of features, by the names that they have on disk."""
     return {name: getattr(features, field) for name, field in columns.items()}
+
+
+def _video_marker(path: Path) -> dict[str, Any]:
+    marker = read_marker(path)
+    for row in marker["failures"]:
+        if set(row) != set(Failure.__dataclass_fields__) or not fits(row, dict[str, str | int]):
+            raise CorruptShard(
+                f"the marker of {path} is damaged",
+                got=f"a failure {row}"[:200],
+                fix="delete both and run extract again",
+            )
+    return marker
 
 
 def _string_column(path: Path, name: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Generations of an index: folders that are whole or absent, and one file, CURRENT, that names the live one.
 
-    indexes/<corpus>/CURRENT              gen-000007
+    indexes/<corpus>/CURRENT              gen-000007, and on a second line the name's checksum
     indexes/<corpus>/gen-000007/
         index.json      written last: counts, fingerprints, what was verified, bytes and sha256 of every other file
         ids.parquet     one row a video: number (int64, stable over generations, never reused), video_id, path
@@ -11,11 +11,15 @@
 A generation is made in a hidden folder, verified there, fsynced, renamed, and only then named by CURRENT. Readers
 hold a shared lock on the generation they use; ``prune`` skips what is locked. A reader that loses the race between
 reading CURRENT and opening its folder reads CURRENT again. Only one process writes at a time.
+
+A generation checks itself when it is opened: size and sha256 of each file (of large ones when they look otherwise than
+when they were verified last). The error for a damaged live generation names the last one that is whole.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -32,10 +36,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import BadInput, CorruptShard, MissingData, StoreBusy
-from pipeline.stores.atomic import atomic_write, fsync_dir, fsync_file, read_json, sha256_file, write_json
+from pipeline.stores.atomic import atomic_write, fsync_dir, fsync_file, write_json
+from pipeline.stores.integrity import (
+    ALWAYS_BELOW,
+    STAMPS,
+    Record,
+    read_array,
+    read_bytes,
+    read_json,
+    read_table,
+    sha256_file,
+    stamp,
+    verify_file,
+)
 from pipeline.stores.rows import Rows
 
-_INFO = ("files", "videos", "verified")  # what every index.json holds
+# What every index.json holds, and what those of our indexes do.
+_INFO = {"files": dict[str, dict[str, str | int]], "videos": int, "verified": dict[str, Any]}
+_MORE = {
+    "vectors": int, "dead": int, "next_number": int, "deleted": list[str], "head": str, "how": str,
+    "encoder": dict[str, Any], "origin": dict[str, str],
+}  # fmt: skip
+_IDS = {"number": pa.int64(), "video_id": pa.string(), "path": pa.string()}
+_SMALL = ("ids.parquet", "owners.npy")  # verified at every open, unless the corpus is very large
 _NAME = re.compile(r"gen-(\d{6,})")
 _OPEN_ATTEMPTS = 50  # each lost race means that a writer finished a whole generation meanwhile
 
@@ -58,21 +81,27 @@ class Generation:
 
     def rows(self) -> Rows:
         """Ids in memory, vectors memory-mapped."""
-        table = pq.read_table(self.path / "ids.parquet")
-        return Rows(
+        table = read_table(self.path / "ids.parquet", _IDS)
+        rows = Rows(
             numbers=table["number"].to_numpy(),
             video_ids=table["video_id"].to_pylist(),
             paths=table["path"].to_pylist(),
-            owners=np.load(self.path / "owners.npy"),
-            vectors=np.load(self.path / "vectors.npy", mmap_mode="r"),
+            owners=read_array(self.path / "owners.npy", np.int64, 1),
+            vectors=read_array(self.path / "vectors.npy", np.float16, 2, mmap=True),
         )
+        if rows.owners.size and not -1 <= int(rows.owners.min()) <= int(rows.owners.max()) < len(rows):
+            raise CorruptShard(f"{self.path / 'owners.npy'} names videos that ids.parquet lacks", fix="index again")
+        return rows
 
-    def verify_files(self) -> None:
-        """Verify size and sha256 of every file. Raises CorruptShard."""
+    def verify_files(self, *, always: bool = True) -> None:
+        """Verify size and sha256 of every file; not `always`: of large ones only if they look otherwise than when they
+        were verified last. Raises CorruptShard."""
         for name, expected in self.info["files"].items():
-            found = sha256_file(self.path / name) if (self.path / name).exists() else "no file"
-            if found != expected["sha256"]:
-                raise CorruptShard(f"{self.path / name} changed after it was written", expected=expected, got=found)
+            size, digest = expected.get("bytes"), expected.get("sha256")
+            if type(size) is not int or type(digest) is not str or Path(name).name != name:
+                raise CorruptShard(f"{self.path / 'index.json'} is damaged", got=f"{name!r}: {expected}"[:200])
+            small = name in _SMALL and size < ALWAYS_BELOW
+            verify_file(self.path / name, digest, size=size, always=always or small)
 
     def close(self) -> None:
         """Release the lock that protects the generation from ``prune``."""
@@ -97,10 +126,18 @@ class GenerationStore:
 
     def current(self) -> str | None:
         """The name of the live generation, or None before the first."""
+        path, again = self.root / "CURRENT", "`python cli.py reindex --rollback` makes the newest whole generation live"
         try:
-            return (self.root / "CURRENT").read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
+            name, _, check = read_bytes(path, 200).decode("ascii").strip().partition("\n")
+        except MissingData:
             return None
+        except UnicodeDecodeError:
+            raise CorruptShard(f"{path} does not name a generation", fix=again) from None
+        except CorruptShard as error:
+            raise CorruptShard(error.problem, fix=again) from None
+        if not _NAME.fullmatch(name) or check not in ("", _check(name)):  # "": written before there was a check
+            raise CorruptShard(f"{path} does not name a generation", got=repr(f"{name} {check}"), fix=again)
+        return name
 
     def names(self) -> list[str]:
         """Whole generations, oldest first."""
@@ -110,39 +147,47 @@ class GenerationStore:
     def records(self) -> list[dict[str, Any]]:
         """One record a generation: its index.json (without the file table), its name, and whether it is live."""
         live = self.current()
-        records = []
+        records: list[dict[str, Any]] = []
         for name in self.names():
-            info = read_json(self.root / name / "index.json", needs=_INFO)
+            info = read_json(self.root / name / "index.json", _INFO, _MORE)
             files = info.pop("files")
-            records.append(
-                {"generation": name, "live": name == live, "bytes": sum(f["bytes"] for f in files.values())} | info
-            )
+            size = sum(int(about.get("bytes", 0)) for about in files.values())
+            about = {"generation": name, "live": name == live, "bytes": size, **info}
+            records.append(Record(about, self.root / name / "index.json"))
         return records
 
     def open(self, name: str | None = None) -> Generation:
         """The live generation (or a named one), locked against pruning.
 
-        Raises MissingData when there is none, CorruptShard when a file is missing or has another size.
+        Raises MissingData when there is none, CorruptShard when a file is missing or not what was written; the error
+        names the last generation that is whole.
         """
         for _ in range(_OPEN_ATTEMPTS):
             wanted = name or self.current()
             if wanted is None:
                 raise MissingData(f"no index in {self.root}", fix="run `python cli.py index`")
-            descriptor = self._lock_shared(self.root / wanted)
-            if descriptor is not None:
-                return self._opened(self.root / wanted, descriptor)
+            try:
+                descriptor = self._lock_shared(self.root / wanted)
+                if descriptor is not None:
+                    return self._opened(self.root / wanted, descriptor)
+            except (CorruptShard, MissingData) as error:
+                raise CorruptShard(error.problem, fix=self._remedy(wanted)) from None
             if name is not None:
                 break
         raise MissingData(
-            f"no generation {wanted} in {self.root}", expected=", ".join(self.names()) or "one generation"
+            f"no generation {wanted} in {self.root}",
+            expected=", ".join(self.names()) or "one generation",
+            fix=None if name or not wanted else self._remedy(wanted),
         )
 
     def _lock_shared(self, path: Path) -> int | None:
         """A descriptor that holds the generation, or None if it is gone or going."""
         try:
-            descriptor = os.open(path / "index.json", os.O_RDONLY)
+            descriptor = os.open(path / "index.json", os.O_RDONLY | os.O_NONBLOCK)
         except FileNotFoundError:
             return None
+        except OSError as error:  # a circle of links
+            raise CorruptShard(f"{path / 'index.json'} cannot be read ({error.strerror})") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
             if os.fstat(descriptor).st_ino == os.stat(path / "index.json").st_ino:
@@ -154,21 +199,34 @@ class GenerationStore:
 
     def _opened(self, path: Path, descriptor: int) -> Generation:
         try:
-            generation = Generation(path, read_json(path / "index.json", needs=_INFO), descriptor)
-        except CorruptShard:
+            generation = Generation(path, read_json(path / "index.json", _INFO, _MORE), descriptor)
+            generation.verify_files(always=False)
+        except BaseException:
             os.close(descriptor)
             raise
-        for name, expected in generation.info["files"].items():
-            size = (path / name).stat().st_size if (path / name).exists() else None
-            if size != expected["bytes"]:
-                generation.close()
-                raise CorruptShard(
-                    f"{path / name} is not whole",
-                    expected=f"{expected['bytes']} bytes",
-                    got=size,
-                    fix="reindex --rollback",
-                )
         return generation
+
+    def last_whole(self, before: str | None = None) -> str | None:
+        """The newest generation (older than `before`) that is whole; each that is looked at is verified."""
+        names = self.names() if before is None else self._before(before)
+        return next((name for name in reversed(names) if self._is_whole(name)), None)
+
+    def _is_whole(self, name: str) -> bool:
+        try:
+            descriptor = self._lock_shared(self.root / name)
+            if descriptor is None:
+                return False
+            self._opened(self.root / name, descriptor).close()
+        except (CorruptShard, MissingData):
+            return False
+        return True
+
+    def _remedy(self, damaged: str) -> str:
+        """What to do about a damaged generation."""
+        whole = self.last_whole(before=damaged)
+        if whole is None:
+            return f"delete {self.root} and run `python cli.py index`"
+        return f"`python cli.py reindex --rollback` goes back to {whole}, which is whole"
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -210,6 +268,7 @@ class GenerationStore:
             files = {
                 path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
                 for path in sorted(temporary.iterdir())
+                if path.name != STAMPS
             }
             counts = {"videos": len(rows), "vectors": len(rows.owners), "dead": rows.dead}
             write_json(temporary / "index.json", {**info, **counts, "verified": verified, "files": files})
@@ -221,6 +280,8 @@ class GenerationStore:
             fsync_dir(self.root)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        for name, about in files.items():
+            stamp(final / name, str(about["sha256"]))
         return final.name
 
     def _write_rows(self, folder: Path, rows: Rows) -> None:
@@ -240,16 +301,25 @@ class GenerationStore:
         if name not in self.names():
             raise MissingData(f"no generation {name} in {self.root}", expected=", ".join(self.names()))
         self.open(name).close()  # refuses one that is not whole
+        if (self.root / "CURRENT").is_dir():
+            raise CorruptShard(
+                f"{self.root / 'CURRENT'} is a folder", expected="a file", fix="remove it, and try again"
+            )
         with atomic_write(self.root / "CURRENT") as temporary:
-            temporary.write_text(name + "\n", encoding="utf-8")
+            temporary.write_text(f"{name}\n{_check(name)}\n", encoding="utf-8")
 
     def rollback(self, name: str | None = None) -> str:
-        """Make the generation before the live one (or a named one) live; returns its name."""
-        live = self.current()
-        earlier = self._before(live)
-        if name is None and not earlier:
-            raise MissingData(f"no generation before {live} in {self.root}", fix="see `reindex --list`")
-        target = name or earlier[-1]
+        """Make the newest whole generation before the live one (or a named one) live; returns its name.
+
+        Where CURRENT is damaged, so that no generation is known to be live: the newest whole one.
+        """
+        try:
+            live = self.current()
+        except CorruptShard:
+            live = None
+        target = name or self.last_whole(before=live)
+        if target is None:
+            raise MissingData(f"no whole generation before {live} in {self.root}", fix="see `reindex --list`")
         with self.lock():
             self.switch(target)
         return target
@@ -288,3 +358,8 @@ class GenerationStore:
             return True
         finally:
             os.close(descriptor)
+
+
+def _check(name: str) -> str:
+    """The second line of CURRENT: a flipped byte in a name may give another generation's."""
+    return f"sha256:{hashlib.sha256(name.encode()).hexdigest()[:16]}"

@@ -1,7 +1,7 @@
 """The manifest: one row a video, the common form that every data set is brought into.
 
 `manifest.parquet` has the columns video_id, path, split, captions (list of strings), start, end (seconds, may be
-null); the data set's name, media root and protocol stand as JSON in the file's metadata.
+null); the data set's name, media root and protocol stand as JSON in the file's metadata, with a checksum of it all.
 """
 
 import json
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import BadInput, CorruptShard, MissingData
 from pipeline.stores.atomic import atomic_write
+from pipeline.stores.integrity import checksum, fits, read_table
 
 SPLITS = ("train", "val", "test")
 CORPUS = "corpus"  # the split of videos that are searched and not evaluated
@@ -93,9 +94,10 @@ class Manifest:
 def write_manifest(manifest: Manifest, path: Path) -> None:
     columns = {name: [getattr(entry, name) for entry in manifest.entries] for name in _SCHEMA.names}
     columns["captions"] = [list(captions) for captions in columns["captions"]]
-    about = {"name": manifest.name, "root": manifest.root, "protocol": manifest.protocol}
-    schema = _SCHEMA.with_metadata({"manifest": json.dumps(about, ensure_ascii=True)})
-    table = pa.table(columns, schema=schema)
+    about: dict[str, Any] = {"name": manifest.name, "root": manifest.root, "protocol": manifest.protocol}
+    table = pa.table(columns, schema=_SCHEMA)
+    about["checksum"] = checksum([json.loads(json.dumps(about)), table.to_pydict()])
+    table = table.replace_schema_metadata({"manifest": json.dumps(about, ensure_ascii=True)})
     with atomic_write(path) as temporary:
         pq.write_table(table, temporary)
 
@@ -104,11 +106,18 @@ def read_manifest(path: Path) -> Manifest:
     """Raises MissingData when there is none, CorruptShard when it is not a manifest of ours."""
     if not Path(path).exists():
         raise MissingData(f"no manifest at {path}", fix="run `python cli.py extract` for this data set first")
+    table = read_table(path, {field.name: field.type for field in _SCHEMA})
     try:
-        table = pq.read_table(path, schema=None)
         about = json.loads(table.schema.metadata[b"manifest"])
-        rows = table.select(_SCHEMA.names).to_pylist()
-    except (pa.ArrowException, KeyError, TypeError, json.JSONDecodeError) as error:
+        columns = table.select(_SCHEMA.names).to_pydict()
+    except (KeyError, TypeError, ValueError, RecursionError, pa.ArrowException) as error:
         raise CorruptShard(f"{path} is not a manifest ({error})", fix="delete it and run extract again") from None
-    entries = tuple(VideoEntry(**{**row, "captions": tuple(row["captions"] or ())}) for row in rows)
-    return Manifest(about["name"], about["root"], entries, about["protocol"])
+    found = about.pop("checksum", None) if isinstance(about, dict) else None
+    if found not in (None, checksum([about, columns])):
+        raise CorruptShard(f"{path} was changed after it was written", fix="delete it and run extract again")
+    kinds = {"name": str, "root": str, "protocol": dict}
+    if not isinstance(about, dict) or not all(fits(about.get(name), kind) for name, kind in kinds.items()):
+        raise CorruptShard(f"{path} is not a manifest", got=str(about)[:100], fix="delete it and run extract again")
+    columns["captions"] = [tuple(captions or ()) for captions in columns["captions"]]
+    rows = zip(*(columns[name] for name in _SCHEMA.names), strict=True)
+    return Manifest(about["name"], about["root"], tuple(VideoEntry(*row) for row in rows), about["protocol"])

@@ -10,6 +10,7 @@ the same under the same names, and a round trip between them is exact.
 
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import BadInput, CorruptShard
-from pipeline.stores.atomic import atomic_write, read_json, sha256_file, write_json
+from pipeline.stores.atomic import atomic_write, write_json
+from pipeline.stores.integrity import AGAIN, read_json, sha256_file, stamp, verify_file
 
 PARQUET_ROW_GROUP = 256  # rows: small groups keep random access cheap
 SUFFIXES = {"hdf5": ".h5", "parquet": ".parquet"}
+_NEEDS = {"rows": int, "bytes": int, "sha256": str, "columns": dict[str, dict[str, Any]]}
+_MAY = {"failures": list[dict[str, Any]], "skipped": list[str], "counts": dict[str, int]}
+_NUMBERS = re.compile(r"bool|(u?int|float)(8|16|32|64)")
 
 
 @dataclass(frozen=True)
@@ -62,13 +67,17 @@ def write_shard(path: Path, columns: Mapping[str, Column], *, marker: Mapping[st
     described = {name: _describe(column) for name, column in columns.items()}
     rows = next(iter(lengths.values()))
     write_json(marker_path(path), {"rows": rows, "bytes": size, "sha256": digest, "columns": described, **marker})
+    stamp(path, digest)
 
 
 def read_marker(path: Path) -> dict[str, Any]:
     """The marker of a shard; CorruptShard when the shard has none, or is not the size that it was written with."""
     if not marker_path(path).exists():
         raise CorruptShard(f"{path} has no marker, so it was never finished", fix="run extract again: it is redone")
-    marker = read_json(marker_path(path), needs=("rows", "bytes", "sha256", "columns"))
+    marker = read_json(marker_path(path), _NEEDS, _MAY)
+    for name, about in marker["columns"].items():
+        if not _describes(about):
+            raise CorruptShard(f"{marker_path(path)} is damaged", got=f"column {name!r}: {about}"[:200], fix=AGAIN)
     size = path.stat().st_size if path.exists() else None
     if size != marker["bytes"]:
         raise CorruptShard(
@@ -80,16 +89,14 @@ def read_marker(path: Path) -> dict[str, Any]:
     return marker
 
 
-def verify_shard(path: Path) -> None:
-    """Read the whole file and compare its sha256 with the marker's."""
-    expected = read_marker(path)["sha256"]
-    if (found := sha256_file(path)) != expected:
-        raise CorruptShard(
-            f"{path} was changed after it was written",
-            expected=f"sha256 {expected[:12]}",
-            got=found[:12],
-            fix=f"delete {path.name} and {marker_path(path).name} and run extract again",
-        )
+def verify_shard(path: Path, *, always: bool = True) -> None:
+    """Compare the file's sha256 with the marker's; not `always`: unless it looks as it did when that was done last."""
+    _verify(path, read_marker(path)["sha256"], always=always)
+
+
+def _verify(path: Path, sha256: str, *, always: bool = False) -> None:
+    fix = f"delete {path.name} and {marker_path(path).name} and run extract again"
+    verify_file(path, sha256, always=always, fix=fix)
 
 
 def read_shard(path: Path, names: Iterable[str] | None = None, *, mmap: bool = False) -> dict[str, Column]:
@@ -99,9 +106,10 @@ def read_shard(path: Path, names: Iterable[str] | None = None, *, mmap: bool = F
     absent = [name for name in wanted if name not in marker["columns"]]
     if absent:
         raise BadInput(f"{path} has no column {absent[0]!r}", got=f"columns {sorted(marker['columns'])}")
+    _verify(path, marker["sha256"])  # before h5py sees it: a sector of zeros can keep HDF5 busy for ever
     try:
         columns = _reader(path)(path, {name: marker["columns"][name] for name in wanted}, mmap)
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, MemoryError, pa.ArrowException) as error:
         raise CorruptShard(
             f"{path} cannot be read ({error})", fix="delete it and its marker, run extract again"
         ) from None
@@ -109,6 +117,15 @@ def read_shard(path: Path, names: Iterable[str] | None = None, *, mmap: bool = F
         if len(column) != marker["rows"]:
             raise CorruptShard(f"{path}, column {name!r}", expected=f"{marker['rows']} rows", got=len(column))
     return columns
+
+
+def _describes(about: dict[str, Any]) -> bool:
+    """Whether a marker's entry is one that `_describe` could have written."""
+    kind, dtype, shape = (about.get(name) for name in ("kind", "dtype", "shape"))
+    if kind == "string":
+        return True
+    whole = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
+    return kind in ("array", "ragged") and isinstance(dtype, str) and bool(_NUMBERS.fullmatch(dtype)) and whole
 
 
 def _describe(column: Column) -> dict[str, Any]:
