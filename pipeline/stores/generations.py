@@ -302,9 +302,7 @@ class GenerationStore:
             raise MissingData(f"no generation {name} in {self.root}", expected=", ".join(self.names()))
         self.open(name).close()  # refuses one that is not whole
         if (self.root / "CURRENT").is_dir():
-            raise CorruptShard(
-                f"{self.root / 'CURRENT'} is a folder", expected="a file", fix="remove it, and try again"
-            )
+            raise CorruptShard(f"{self.root / 'CURRENT'} is a folder", expected="a file", fix="remove it and try again")
         with atomic_write(self.root / "CURRENT") as temporary:
             temporary.write_text(f"{name}\n{_check(name)}\n", encoding="utf-8")
 
