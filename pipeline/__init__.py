@@ -3,8 +3,13 @@
 On a machine without a GPU the encoder shares the cores with decoding processes. By default OpenMP's threads spin while
 they wait for each other and steal the cores from the decoders: a small encoder then ran 13 times slower on two busy
 cores. OpenMP reads its policy when torch is loaded, so it is set here, before anything imports torch.
+
+Beside a CPU build of torch, torchvision, and with it open_clip, does not import; from here on it does.
 """
 
 import os
 
+from pipeline.clip import torchvision_guard
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+torchvision_guard.watch()

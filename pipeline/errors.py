@@ -3,6 +3,8 @@
 `cli.py` prints a UserError as one line and exits with code 2; anything else is a bug and keeps its traceback.
 """
 
+import errno
+import re
 from typing import Any
 
 
@@ -40,3 +42,22 @@ class CorruptShard(UserError):
 
 class StoreBusy(UserError):
     """Another process is writing to the same store."""
+
+
+class DiskFull(UserError):
+    """There is no room for what a command writes."""
+
+
+# numpy and Rust's libraries give no errno: "8192 requested and 4096 written", "No space left on device (os error 28)".
+_NO_ROOM = re.compile(r"No space left|Disk quota exceeded|File too large|\d+ requested and \d+ written")
+
+
+def disk_full(error: BaseException | None) -> BaseException | None:
+    """The error, or the one that it comes from, which says that the disk is full (or a quota, or a file's limit)."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return error
+        if not isinstance(error, UserError) and _NO_ROOM.search(str(error)):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

@@ -282,7 +282,7 @@ def run(folder: Path, count: int, seed: int) -> None:
         how = mutate(target, rng)
         found = in_child(lambda arguments=arguments: command(arguments, scratch), folder / "answer.json")  # type: ignore[misc]
         outcome = judge(found, copy.deepcopy(expected[key]), scratch)
-        row = {
+        row: dict[str, Any] = {
             "file": f"{name}/{path.relative_to(workspaces[name])}",
             "how": how,
             "command": arguments[0],

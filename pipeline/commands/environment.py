@@ -98,8 +98,11 @@ def _torchvision() -> Check:
         fix = "install the torchvision of constraints.txt, made for this torch"
         return Check("torchvision", FAIL, " ".join(str(error).split())[:200], fix)
     version = importlib.import_module("torchvision").__version__
-    note = " (loaded without its compiled operators, which nothing here needs)" if guard._library is not None else ""
-    return Check("torchvision", OK, version + note)
+    if guard._library is None:
+        return Check("torchvision", OK, f"{version}; `import open_clip` works by itself")
+    fix = "in a notebook, `import pipeline` before open_clip; or install a torchvision built for this torch"
+    what = "its compiled operators do not load beside this torch, and nothing here needs them"
+    return Check("torchvision", OK, f"{version}; {what}: `import open_clip` works after `import pipeline`", fix)
 
 
 def _ffmpeg() -> Check:

@@ -6,9 +6,11 @@ its traceback; 130 interrupted. With `--json` an error is one JSON object, still
 
 import json
 import logging
+import shlex
 import sys
+import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import typer
 import typer.core
 import typer.exceptions
 
-from pipeline.errors import BadInput, MissingData, UserError
+from pipeline.errors import BadInput, DiskFull, MissingData, UserError, disk_full
 
 log = logging.getLogger("pipeline")  # a handler here gets the records of every room
 MISTAKE, INTERNAL, INTERRUPTED = 2, 70, 130  # 70: EX_SOFTWARE of sysexits.h
@@ -43,7 +45,9 @@ class Commands(typer.core.TyperGroup):
             except UserError as error:
                 code = report(error, MISTAKE, "--json" in given)
             except Exception as error:
-                if library := absent_library(error):
+                if full := disk_full(error):
+                    code = report(no_room(full, given), MISTAKE, "--json" in given)
+                elif library := absent_library(error):
                     absent = MissingData(f"{library} is not installed", fix="pip install 'dits-retrieval[cpu]'")
                     code = report(absent, MISTAKE, "--json" in given)
                 else:
@@ -71,6 +75,16 @@ def report(error: Exception, code: int, as_json: bool) -> int:
     return code
 
 
+def no_room(error: BaseException, arguments: Sequence[str]) -> DiskFull:
+    """What a full disk means to the user: every file is written under a temporary name, which is gone by now."""
+    reason = " ".join(str(error).split())[:200]
+    again = f"make room, then run the same command again: python cli.py {shlex.join(arguments)}"
+    return DiskFull(
+        f"no space left on the disk ({reason}); what was finished before is intact, and nothing half-written stays",
+        fix=again,
+    )
+
+
 def absent_library(error: Exception) -> str | None:
     """The library of an extra that an import did not find; None for any other error."""
     name = str(error.name).partition(".")[0] if isinstance(error, ModuleNotFoundError) else None
@@ -93,13 +107,24 @@ def messages_on_stderr() -> Iterator[None]:
     log.handlers[:] = [logging.StreamHandler(sys.stderr)]
     log.propagate = False
     log.setLevel(logging.INFO)
+    hook = threading.excepthook
+    threading.excepthook = lambda about: one_line(about, hook)
     try:
         yield
     finally:
+        threading.excepthook = hook
         for handler in log.handlers:
             handler.close()
         log.level, log.handlers[:], log.propagate = before
         log.setLevel(before[0])
+
+
+def one_line(about: threading.ExceptHookArgs, otherwise: Callable[[threading.ExceptHookArgs], Any]) -> None:
+    """A thread that finds no room on the disk (TensorBoard's writer) says so in a line: the command meets it too."""
+    if disk_full(about.exc_value):
+        log.warning(f"a thread found no room on the disk: {about.exc_value}")
+    else:
+        otherwise(about)
 
 
 def show_less(quiet: bool) -> None:

@@ -25,7 +25,7 @@ from pipeline.evaluate.metrics import TIES, Counts, Ties, query_ranks, summarise
 from pipeline.evaluate.rank_counts import RankCounts, ScoreGrid, count_ranks, score_grid
 from pipeline.evaluate.score_normalisation import dual_softmax, query_bank
 from pipeline.retrieve.scorer import DEFAULT_MEMORY, MB, RetrievalHead, Scorer, bytes_beside, head_fingerprint
-from pipeline.stores.atomic import read_json, write_json
+from pipeline.stores.atomic import read_json, write_json, write_together
 from pipeline.stores.features import TextFeatures, VideoFeatures
 from pipeline.stores.shards import read_shard, write_shard
 
@@ -83,9 +83,10 @@ class Evaluation:
     def save(self, folder: Path) -> None:
         """metrics.json, t2v.parquet and v2t.parquet (counts of every query)."""
         t2v = {"caption_id": self.caption_ids, "video_id": self.own_video}
-        write_shard(folder / "t2v.parquet", t2v | _columns(self.t2v_counts), marker={})
-        write_shard(folder / "v2t.parquet", {"video_id": self.captioned} | _columns(self.v2t_counts), marker={})
-        write_json(folder / "metrics.json", self.metrics)
+        with write_together(folder) as new:
+            write_shard(new / "t2v.parquet", t2v | _columns(self.t2v_counts), marker={})
+            write_shard(new / "v2t.parquet", {"video_id": self.captioned} | _columns(self.v2t_counts), marker={})
+            write_json(new / "metrics.json", self.metrics)
 
 
 def evaluate(

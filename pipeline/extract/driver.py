@@ -8,7 +8,6 @@ an undisturbed one writes. Decoding runs ahead over shard borders all the while.
 clip that fails is a row that says why; inputs = done + failed + skipped is checked when a shard is written.
 """
 
-import errno
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ import numpy as np
 from pipeline.clip.activations import require_cacheable
 from pipeline.clip.encoder import Encoder
 from pipeline.clip.text import encode_sentences, require_windows
-from pipeline.errors import BadInput, UserError
+from pipeline.errors import BadInput, DiskFull, UserError, disk_full
 from pipeline.extract.cache_size import cache_bytes, require_room
 from pipeline.extract.settings import ExtractSettings, encoder_for
 from pipeline.progress import progress
@@ -308,10 +307,9 @@ def _full_disk_is_an_error(store: FeatureStore) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error)
-        if not full:
+        if not disk_full(error):
             raise
-        raise UserError(
+        raise DiskFull(
             f"no space left for {store.path} ({error})",
             fix="free some space and run the same command again: finished shards are intact and are not redone",
         ) from error

@@ -12,8 +12,10 @@ Notation: R vectors, D width, Q queries, k videos wanted.
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -124,7 +126,9 @@ class VectorIndex:
         """index.faiss into a folder (and index.ivfdata beside it where the lists live on disk)."""
         if self.spec.on_disk and not (folder / _LISTS_FILE).exists():
             raise BadInput("an index with lists on disk is written while it is built", fix="build(..., folder=FOLDER)")
-        faiss.write_index(self.index, str(folder / _INDEX_FILE))
+        # Through Python's file: FAISS's own does not notice that a full disk refused its last block.
+        with open(folder / _INDEX_FILE, "wb") as file:
+            faiss.write_index(self.index, swig.PyCallbackIOWriter(file.write))
 
 
 def read(folder: Path, owners: NDArray[np.int64], spec: IndexSpec, *, mmap: bool = True) -> VectorIndex:
@@ -245,6 +249,10 @@ def _fill_on_disk(trained: Any, vectors: NDArray[Any], spec: IndexSpec, folder: 
         shard.add_with_ids(block, np.arange(start, start + len(block), dtype=np.int64))
         shards.append(str(folder / f"part-{start}.faiss"))
         faiss.write_index(shard, shards[-1])
+    # FAISS fills the merged lists through a memory map: on a full disk that is a SIGBUS, not an error.
+    wanted, free = sum(Path(shard_path).stat().st_size for shard_path in shards), shutil.disk_usage(folder).free
+    if free < wanted:
+        raise OSError(errno.ENOSPC, f"No space left for {wanted} bytes of inverted lists", str(folder / _LISTS_FILE))
     merge_ondisk(trained, shards, str(folder / _LISTS_FILE))
     for shard_path in shards:
         Path(shard_path).unlink()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,23 @@ def atomic_write(path: Path) -> Iterator[Path]:
         fsync_dir(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_together(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder; on success its files take their places in `folder`, on failure all are removed.
+
+    For files that belong together: a full disk is noticed before the first of them has replaced an older one.
+    """
+    temporary = Path(folder) / f".tmp-{uuid.uuid4().hex[:12]}"
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path in sorted(temporary.iterdir()):
+            os.replace(path, folder / path.name)
+        fsync_dir(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def fsync_file(path: Path) -> None:

@@ -1,8 +1,10 @@
 """One run of stage 2, whatever its task: split, model, training, checkpoint, record."""
 
 import resource
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +92,7 @@ def train_head(
     fabric.launch()
     model = model.to(fabric.device)
     task.to(fabric.device, options.devices)
-    with task.threads(fabric.device):
+    with _no_empty_run(run_dir), task.threads(fabric.device):
         state = train(
             model,
             task.source(train_split, fabric.device),
@@ -117,6 +119,17 @@ def train_head(
         checkpoints.save_head(run_dir, head.state_dict(), record)
         checkpoints.clear_resume(run_dir)
     return _summary(record)
+
+
+@contextmanager
+def _no_empty_run(run_dir: Path) -> Iterator[None]:
+    """Remove the folder of a run that failed, unless it holds a head or a point to go on from."""
+    try:
+        yield
+    except BaseException:
+        if not any((run_dir / name).exists() for name in ("config.json", "resume.json")):
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise
 
 
 def _new_head(
