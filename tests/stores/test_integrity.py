@@ -1,5 +1,6 @@
 """Files are checked before they are believed: JSON, arrays, tables, checksums and their stamps."""
 
+import errno
 import json
 import os
 import time
@@ -13,9 +14,9 @@ import pytest
 import torch
 
 from pipeline.commands.verification import verify_workspace
-from pipeline.errors import CorruptShard, MissingData, UserError
+from pipeline.errors import BadInput, CorruptShard, MissingData, UserError, disk_full
 from pipeline.stores import integrity
-from pipeline.stores.atomic import write_json
+from pipeline.stores.atomic import write_json, write_together
 from pipeline.stores.checkpoints import load_head, save_head
 from pipeline.stores.generations import GenerationStore
 from pipeline.stores.integrity import STAMPS, fits, read_array, read_json, read_table, sha256_file, verify_file
@@ -283,3 +284,42 @@ def test_doctor_verifies_what_stamps_would_pass(generations, tmp_path):
     damaged = [check for check in verify_workspace(workspace) if check.status == "fail"]
     assert [check.name for check in damaged] == ["indexes/own/gen-000003"]
     assert "was changed after it was written" in damaged[0].found
+
+
+def test_files_that_belong_together_are_written_all_or_none(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(OSError, match="No space"), write_together(tmp_path) as new:
+        (new / "a").write_text("new")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+    with write_together(tmp_path) as new:
+        (new / "a").write_text("new")
+        (new / "b").write_text("new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "new", "b": "new"}
+
+
+def test_a_full_disk_is_recognised_behind_other_errors():
+    def chained(inner: BaseException, *, cause: bool) -> BaseException:
+        try:
+            try:
+                raise inner
+            except BaseException as error:
+                if cause:
+                    raise ValueError("you tried to log 100.0") from error
+                raise ValueError("you tried to log 100.0")  # noqa: B904
+        except ValueError as outer:
+            return outer
+
+    inner = OSError(errno.ENOSPC, "No space left on device")
+    assert disk_full(chained(inner, cause=True)) is inner
+    assert disk_full(chained(inner, cause=False)) is inner
+    for error in (
+        OSError("8192 requested and 4096 written"),  # np.save
+        RuntimeError("I/O error: No space left on device (os error 28)"),  # safetensors
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+    ):
+        assert disk_full(error) is error
+    assert disk_full(OSError(errno.EACCES, "Permission denied")) is None
+    assert disk_full(BadInput("No space left in this sentence")) is None
+    assert disk_full(None) is None
