@@ -105,11 +105,11 @@ def update_corpus(
     """
     import numpy as np
 
-    from dits_head.inference import pool_videos
     from pipeline.extract.driver import extract
     from pipeline.extract.settings import settings_of
     from pipeline.resolve import resolve_head, resolve_store
     from pipeline.retrieve.corpus import generations, index_head, locations, provenance, require_indexable
+    from pipeline.retrieve.pooled import pool_to_file
     from pipeline.retrieve.retriever import latest_corpus
     from pipeline.retrieve.updates import update_index
     from pipeline.stores.features import FeatureStore
@@ -140,11 +140,13 @@ def update_corpus(
     new = (lookup(paths, list(files)) >= 0) & (lookup(videos.video_ids, list(delete)) < 0)
     add = np.flatnonzero(new)
 
+    place = generations(workspace, name)
+
     def pool(ids: Strings) -> np.ndarray:
-        return pool_videos(head.head, videos.select(lookup(ids, videos.video_ids)))
+        return pool_to_file(head.head, videos.select(lookup(ids, videos.video_ids)), place.root)
 
     return update_index(
-        generations(workspace, name),
+        place,
         add_ids=Strings(videos.video_ids).take(add),
         add_paths=paths.take(add),
         delete=delete,

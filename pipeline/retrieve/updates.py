@@ -131,7 +131,7 @@ def build_index(
         job = _Job(spec, provenance, policy or Policy(), queries, gpu, deleted, next_number)
         rows = _numbered(build_rows(video_ids, paths, _unit(vectors)), before, next_number)
         rows = compacted(without(rows, _kept_out(rows.video_ids, deleted)))
-        name, verified = _publish(generations, rows, job, "built")
+        name, verified, _ = _publish(generations, rows, job, "built")
     stayed = int(np.count_nonzero(lookup(rows.video_ids, before[0]) >= 0))
     return Reindexed(name, len(rows) - stayed, len(before[0]) - stayed, len(rows), verified, "built")
 
@@ -190,7 +190,7 @@ def update_index(
             reason = _why_rebuild(live, merged, job)
             merged, how = (compacted(merged), f"rebuilt: {reason}") if reason else (merged, "appended")
         before = (live, held) if how == "appended" else None
-        name, verified = _publish(generations, merged, job, how, append_to=before)
+        name, verified, how = _publish(generations, merged, job, how, append_to=before)
     return Reindexed(name, len(ids), len(delete), len(merged), verified, how)
 
 
@@ -200,8 +200,8 @@ def _publish(
     job: _Job,
     how: str,
     append_to: tuple[Generation, Rows] | None = None,
-) -> tuple[str, dict[str, Any]]:
-    """Write, verify and switch; an appended index whose recall is too low is rebuilt."""
+) -> tuple[str, dict[str, Any], str]:
+    """Write, verify and switch; an appended index whose recall is too low is rebuilt. Name, verification, and how."""
     if not len(rows):
         raise BadInput("an index needs at least one video", got="none left", fix="delete the corpus's folder instead")
     info = {
@@ -237,7 +237,7 @@ def _publish(
         return _publish(generations, compacted(rows), job, f"rebuilt: {error}")
     generations.switch(name)
     with generations.open(name) as generation:
-        return name, dict(generation.info["verified"])
+        return name, dict(generation.info["verified"]), how
 
 
 class RecallTooLow(BadInput):
