@@ -65,9 +65,9 @@ class Manifest:
     protocol: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        counts = Counter(entry.video_id for entry in self.entries)
-        repeated = [video_id for video_id, count in counts.items() if count > 1]
-        if repeated:
+        if len({entry.video_id for entry in self.entries}) < len(self.entries):
+            counts = Counter(entry.video_id for entry in self.entries)
+            repeated = [video_id for video_id, count in counts.items() if count > 1]
             raise BadInput(
                 f"data set {self.name!r}: {len(repeated)} video ids repeat, the first is {repeated[0]!r}",
                 fix="give each video one row, with all its captions",
@@ -135,8 +135,10 @@ def read_manifest(path: Path) -> Manifest:
     try:
         table = pq.read_table(path, schema=None)
         about = json.loads(table.schema.metadata[b"manifest"])
-        rows = table.select(_SCHEMA.names).to_pylist()
+        columns = [table[name].to_pylist() for name in _SCHEMA.names]
     except (pa.ArrowException, KeyError, TypeError, json.JSONDecodeError) as error:
         raise CorruptShard(f"{path} is not a manifest ({error})", fix="delete it and run extract again") from None
-    entries = tuple(VideoEntry(**{**row, "captions": tuple(row["captions"] or ())}) for row in rows)
+    captions = _SCHEMA.names.index("captions")
+    columns[captions] = [tuple(texts or ()) for texts in columns[captions]]
+    entries = tuple(map(VideoEntry, *columns))  # the schema's order is that of the fields
     return Manifest(about["name"], about["root"], entries, about["protocol"])
