@@ -1,5 +1,6 @@
 """A corpus through a trained head, block by block: aligned texts, and the vectors that an index holds."""
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,13 +31,16 @@ def align_texts(head: RetrievalHead, text_embeds: np.ndarray) -> np.ndarray:
     return torch.cat(blocks).numpy() if blocks else np.zeros_like(text_embeds, dtype=np.float32)
 
 
-@torch.inference_mode()
 def pool_videos(head: RetrievalHead, videos: Frames) -> np.ndarray:
     """(V, D) float32, or (V, M, D) where the head keeps M vectors a video."""
+    return np.concatenate(list(pooled_blocks(head, videos)))
+
+
+def pooled_blocks(head: RetrievalHead, videos: Frames) -> Iterator[np.ndarray]:
+    """The same, BLOCK videos at a time."""
     device = next(head.parameters()).device
-    blocks = []
     for start in range(0, len(videos.frame_mask), BLOCK):
-        frames = torch.from_numpy(np.asarray(videos.frame_embeds[start : start + BLOCK], np.float32)).to(device)
-        mask = torch.from_numpy(videos.frame_mask[start : start + BLOCK]).to(device)
-        blocks.append(head.pool_video(frames, mask).cpu())
-    return torch.cat(blocks).numpy()
+        with torch.inference_mode():
+            frames = torch.from_numpy(np.asarray(videos.frame_embeds[start : start + BLOCK], np.float32)).to(device)
+            mask = torch.from_numpy(videos.frame_mask[start : start + BLOCK]).to(device)
+            yield head.pool_video(frames, mask).cpu().numpy()

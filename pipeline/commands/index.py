@@ -27,7 +27,9 @@ def index(
     recall: Annotated[
         float | None, typer.Option(min=0, max=1, help="Choose by need: recall@10 against exact search, 0 to 1")
     ] = None,
-    memory: Annotated[str | None, typer.Option(help="Choose by need: bytes of the index, such as 2GB")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Choose by need: most memory, of the index and of building it, such as 2GB")
+    ] = None,
     latency_ms: Annotated[
         float | None, typer.Option(min=0, max=1e9, help="Choose by need: milliseconds of one query alone")
     ] = None,
@@ -68,7 +70,7 @@ def index(
     head = resolve_head(place, chosen, run, head_dir)
     if by_need:
         required = Requirements(0.95 if recall is None else recall, memory_bytes, latency_ms)
-        spec = autotune_spec(chosen, head, required, gpu=gpu)
+        spec = autotune_spec(place, chosen, head, required, gpu=gpu)
     else:
         spec = IndexSpec(factory or "Flat", search_parameters, on_disk=on_disk)
     result = build_corpus_index(place, chosen, head, spec, gpu=gpu)

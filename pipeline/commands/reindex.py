@@ -105,15 +105,16 @@ def update_corpus(
     """
     import numpy as np
 
-    from dits_head.inference import pool_videos
     from pipeline.extract.driver import extract
     from pipeline.extract.settings import settings_of
     from pipeline.resolve import resolve_head, resolve_store
     from pipeline.retrieve.corpus import generations, index_head, locations, provenance, require_indexable
+    from pipeline.retrieve.pooled import pool_to_file
     from pipeline.retrieve.retriever import latest_corpus
     from pipeline.retrieve.updates import update_index
     from pipeline.stores.features import FeatureStore
     from pipeline.stores.manifest import Manifest
+    from pipeline.stores.strings import Strings, lookup
 
     files: Mapping[str, VideoEntry] = {}
     name = index or latest_corpus(workspace)
@@ -134,18 +135,20 @@ def update_corpus(
             )
             log.info(f"{report.inputs} inputs = {report.done} done + {report.failed} failed + {report.skipped} skipped")
             chosen = replace(chosen, store=FeatureStore.open(chosen.store.path))
-    videos, deleted = chosen.store.videos(mmap=True), set(delete)
-    row = {video_id: index for index, video_id in enumerate(videos.video_ids)}
+    videos = chosen.store.videos(mmap=True)
     paths = locations(chosen.store, videos.paths)
-    add = [v for v, path in zip(videos.video_ids, paths, strict=True) if path in files and v not in deleted]
+    new = (lookup(paths, list(files)) >= 0) & (lookup(videos.video_ids, list(delete)) < 0)
+    add = np.flatnonzero(new)
 
-    def pool(ids: list[str]) -> np.ndarray:
-        return pool_videos(head.head, videos.select(np.array([row[video_id] for video_id in ids], dtype=np.int64)))
+    place = generations(workspace, name)
+
+    def pool(ids: Strings) -> np.ndarray:
+        return pool_to_file(head.head, videos.select(lookup(ids, videos.video_ids)), place.root)
 
     return update_index(
-        generations(workspace, name),
-        add_ids=add,
-        add_paths=[paths[row[video_id]] for video_id in add],
+        place,
+        add_ids=Strings(videos.video_ids).take(add),
+        add_paths=paths.take(add),
         delete=delete,
         pool=pool,
         provenance=provenance(chosen, head),

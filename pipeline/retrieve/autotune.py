@@ -1,7 +1,9 @@
 """Autotuning: the index type and search parameters that reach a recall within a memory and a latency, by measurement.
 
-Every type that may fit is built on all vectors. Its search parameter is raised until one half of the held-out queries
-reaches the recall; the other half gives the operating point that is shown. Exact search (Flat) always takes part.
+Every type that may fit is built on all vectors, or on those of a sample of the videos where there are more than SAMPLE.
+Its search parameter is raised until one half of the held-out queries reaches the recall; the other half gives the
+operating point that is shown. Exact search (Flat) always takes part. A type chosen on a sample is then built and tuned
+on all vectors: where it misses there, the next best is tried, so what is returned was always measured at full size.
 Figures hold for this machine and as many threads as FAISS uses; the decision rests on ratios within one run.
 
     tuned = autotune(vectors, owners, Requirements(recall=0.99, memory_bytes=2_000_000_000), queries)
@@ -12,8 +14,9 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +25,12 @@ from numpy.typing import NDArray
 
 from pipeline.errors import BadInput, UserError
 from pipeline.retrieve.exact_search import exact_search
-from pipeline.retrieve.index import IndexSpec, VectorIndex, build, memory_bytes
+from pipeline.retrieve.index import IndexSpec, VectorIndex, build, building_bytes, fitting_block, memory_bytes
 from pipeline.retrieve.updates import mean_recall
 
 log = logging.getLogger(__name__)
+SAMPLE = 200_000  # vectors that all types are tried on
+LEAST_BUILD = 256_000_000  # bytes that building may take whatever the need says
 _ONE_BY_ONE = 100  # queries timed alone
 _LEAST_TIMED = 0.2  # seconds: shorter measurements are repeated
 
@@ -37,7 +42,7 @@ class Requirements:
     recall: float = 0.95
     """Least recall@k against exact search, 0 to 1."""
     memory_bytes: int | None = None
-    """Most bytes of the index."""
+    """Most bytes of the index, and of building it (`index.building_bytes`) where they are LEAST_BUILD or more."""
     latency_ms: float | None = None
     """Most milliseconds for a query sent alone; where given, latency decides instead of throughput."""
     k: int = 10
@@ -103,16 +108,18 @@ def autotune(
     *,
     gpu: bool = False,
     seed: int = 24,
+    sample: int = SAMPLE,
 ) -> Tuned:
     """Find the fastest index that meets the requirements.
 
     Args:
-        vectors: (R, D).
+        vectors: (R, D), in memory or mapped.
         owners: (R,) the video of each vector.
         requirements: recall, memory and latency to keep to.
         queries: (Q, D) held-out aligned texts; stand-ins near the vectors where left out.
         gpu: build on the GPU the types that faiss-gpu has.
-        seed: of the split of the queries, and of the stand-ins.
+        seed: of the split of the queries, of the stand-ins and of the sample of videos.
+        sample: vectors that every type is tried on; a type is built on all R only once it is the best there.
 
     Raises:
         UserError: no type meets the requirements; the message holds what each one missed.
@@ -122,16 +129,54 @@ def autotune(
         raise BadInput("choosing an index needs held-out queries", expected="at least 2", got=len(queries))
     order = np.random.default_rng(seed).permutation(len(queries))[:2000]
     tuning, shown = queries[order[::2]], queries[order[1::2]]
-    truths = [exact_search(vectors, owners, q, requirements.k)[1] for q in (tuning, shown)]
-    points = []
-    for candidate in candidates(*vectors.shape):
-        size = candidate.vector_bytes * len(vectors)
-        if requirements.memory_bytes is not None and size > 1.1 * requirements.memory_bytes:
-            log.info(f"{candidate.factory}: about {size / 1e6:.0f} MB, over the limit: not built")
-            continue
-        log.info(f"{candidate.factory}: building and tuning")
-        points.append(_measure(candidate, vectors, owners, requirements, (tuning, shown), truths, gpu=gpu))
-    return _pick(points, requirements)
+    block = fitting_block(requirements.memory_bytes or LEAST_BUILD, vectors.shape[1])
+
+    def tried(some: Sequence[Candidate], vectors: NDArray[Any], owners: NDArray[np.int64]) -> Iterator[OperatingPoint]:
+        truths = [exact_search(vectors, owners, q, requirements.k, block=block)[1] for q in (tuning, shown)]
+        for candidate in some:
+            log.info(f"{candidate.factory}: building and tuning on {len(vectors)} vectors")
+            yield _measure(candidate, vectors, owners, requirements, (tuning, shown), truths, gpu=gpu, block=block)
+
+    fitting = [c for c in candidates(*vectors.shape) if not _too_large(c, vectors.shape, requirements, block)]
+    if len(vectors) <= sample:
+        return _pick(list(tried(fitting, vectors, owners)), requirements)
+    rows, small_owners = _sampled(owners, sample, seed)
+    full = {_family(candidate.factory): candidate for candidate in fitting}
+    small = [c for c in candidates(len(rows), vectors.shape[1]) if _family(c.factory) in full]
+    points = _in_order(list(tried(small, np.asarray(vectors[rows]), small_owners)), requirements)
+    chosen = [full[_family(point.spec.factory)] for point in points if not point.misses]
+    at_full_size = []
+    for point in tried(chosen, vectors, owners):
+        at_full_size.append(point)
+        if not point.misses:
+            break
+    return _pick(at_full_size or points, requirements)
+
+
+def _sampled(owners: NDArray[np.int64], count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows of about `count` vectors, all those of some of the videos, and the owners of these, numbered anew."""
+    videos = np.unique(owners[owners >= 0])
+    chosen = np.random.default_rng(seed).choice(videos, max(1, count * len(videos) // len(owners)), replace=False)
+    rows = np.flatnonzero(np.isin(owners, chosen))
+    return rows, np.unique(owners[rows], return_inverse=True)[1].astype(np.int64)
+
+
+def _family(factory: str) -> str:
+    """A factory string without the number of its lists, which depends on how many vectors there are."""
+    return re.sub(r"IVF\d+", "IVF", factory)
+
+
+def _too_large(candidate: Candidate, shape: tuple[int, ...], requirements: Requirements, block: int) -> bool:
+    count, dim = shape
+    if requirements.memory_bytes is None:
+        return False
+    size = candidate.vector_bytes * count
+    building = building_bytes(IndexSpec(candidate.factory, block=block), count, dim)
+    if size <= 1.1 * requirements.memory_bytes and building <= max(requirements.memory_bytes, LEAST_BUILD):
+        return False
+    sizes = f"about {size / 1e6:.0f} MB, over the limit (to build: {building / 1e6:.0f} MB)"
+    log.info(f"{candidate.factory}: {sizes}: not built")
+    return True
 
 
 def candidates(count: int, dim: int) -> Iterator[Candidate]:
@@ -175,14 +220,15 @@ def _measure(
     truths: list[NDArray[np.int64]],
     *,
     gpu: bool,
+    block: int,
 ) -> OperatingPoint:
     """Build, raise the search setting until the tuning queries reach the recall, then measure on the other queries."""
     start = time.perf_counter()
     gpu = gpu and not candidate.factory.startswith(("HNSW",)) and "RaBitQ" not in candidate.factory
-    index = build(vectors, IndexSpec(candidate.factory), owners, gpu=gpu)
+    index = build(vectors, IndexSpec(candidate.factory, block=block), owners, gpu=gpu)
     seconds = time.perf_counter() - start
     for setting in candidate.settings:
-        index = VectorIndex(index.index, owners, IndexSpec(candidate.factory, setting))
+        index = VectorIndex(index.index, owners, IndexSpec(candidate.factory, setting, block=block))
         if mean_recall(index.search(queries[0], requirements.k)[1], truths[0]) >= requirements.recall:
             break
     recall = mean_recall(index.search(queries[1], requirements.k)[1], truths[1])
@@ -211,8 +257,7 @@ def _pick(points: list[OperatingPoint], requirements: Requirements) -> Tuned:
         raise UserError(
             "no index type fits in memory", expected=f"{(requirements.memory_bytes or 0) / 1e6:.0f} MB or less"
         )
-    by_latency = requirements.latency_ms is not None
-    points = sorted(points, key=lambda r: (bool(r.misses), r.latency_ms if by_latency else -r.queries_per_second))
+    points = _in_order(points, requirements)
     if points[0].misses:
         closest = "; ".join(
             f"{r.spec.factory}: recall {r.recall:.3f}, {r.bytes / 1e6:.0f} MB, {r.latency_ms:.1f} ms ({r.misses})"
@@ -221,6 +266,12 @@ def _pick(points: list[OperatingPoint], requirements: Requirements) -> Tuned:
         fix = "ask for less recall, or allow more memory or time"
         raise UserError("no index type fits the need", got=closest, fix=fix)
     return Tuned(points[0].spec, points)
+
+
+def _in_order(points: list[OperatingPoint], requirements: Requirements) -> list[OperatingPoint]:
+    """Those that meet the requirements first, the fastest ahead."""
+    by_latency = requirements.latency_ms is not None
+    return sorted(points, key=lambda r: (bool(r.misses), r.latency_ms if by_latency else -r.queries_per_second))
 
 
 def _seconds(action: Callable[[], Any]) -> float:

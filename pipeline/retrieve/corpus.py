@@ -5,16 +5,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from dits_head.inference import align_texts, pool_videos
+from dits_head.inference import align_texts
 from pipeline.errors import BadInput
 from pipeline.resolve import ResolvedHead, ResolvedStore, resolve_head
 from pipeline.retrieve.autotune import Requirements, autotune
-from pipeline.retrieve.index import IndexSpec, require_known
+from pipeline.retrieve.index import IndexSpec, building_bytes, require_known
+from pipeline.retrieve.pooled import pool_to_file
 from pipeline.retrieve.scorer import head_fingerprint
 from pipeline.retrieve.updates import Provenance, Reindexed, build_index
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.generations import GenerationStore
+from pipeline.stores.strings import Strings, as_arrow
 from pipeline.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -47,13 +51,18 @@ def build_corpus_index(
     """
     require_indexable(head)
     require_known(spec, chosen.store.dim)
-    videos, texts = chosen.store.videos(mmap=True), chosen.store.texts()
+    place = into or generations(workspace, chosen.dataset)
+    videos, texts = chosen.store.videos(mmap=True), chosen.store.texts(mmap=True)
     sample = np.random.default_rng(0).permutation(len(texts))[:VERIFY_WITH]
+    vectors = pool_to_file(head.head, videos, place.root)
+    count = int(np.prod(vectors.shape[:-1]))
+    most = building_bytes(spec, count, vectors.shape[-1])
+    log.info(f"{spec.factory} of {count} vectors: at most {most / 1e6:.0f} MB to build, beside the program")
     return build_index(
-        into or generations(workspace, chosen.dataset),
+        place,
         videos.video_ids,
         locations(chosen.store, videos.paths),
-        pool_videos(head.head, videos),
+        vectors,
         spec=spec,
         provenance=provenance(chosen, head),
         queries=align_texts(head.head, texts.text_embeds[sample]) if len(texts) else None,
@@ -62,14 +71,15 @@ def build_corpus_index(
 
 
 def autotune_spec(
-    chosen: ResolvedStore, head: ResolvedHead, requirements: Requirements, *, gpu: bool = False
+    workspace: Workspace, chosen: ResolvedStore, head: ResolvedHead, requirements: Requirements, *, gpu: bool = False
 ) -> IndexSpec:
     """The index type and search parameters that meet the requirements on a feature store's videos.
 
     Tuned on the captions of the validation split, or on all where there is none; says the operating points measured.
     """
     require_indexable(head)
-    vectors = pool_videos(head.head, chosen.store.videos(mmap=True))
+    place = generations(workspace, chosen.dataset).root
+    vectors = pool_to_file(head.head, chosen.store.videos(mmap=True), place)
     texts = chosen.store.texts("val" if "val" in chosen.store.splits() else None)
     queries = align_texts(head.head, texts.text_embeds) if len(texts) > 1 else None
     owners = np.repeat(np.arange(len(vectors)), 1 if vectors.ndim == 2 else vectors.shape[1])
@@ -106,7 +116,11 @@ def require_indexable(head: ResolvedHead) -> None:
         )
 
 
-def locations(store: FeatureStore, paths: Sequence[str]) -> list[str]:
+def locations(store: FeatureStore, paths: Sequence[str]) -> Strings:
     """Resolve paths of a store: relative ones against its media root; absolute paths and URLs stay as they are."""
-    root = store.media_root
-    return [path if "://" in path or Path(path).is_absolute() else f"{root.rstrip('/')}/{path}" for path in paths]
+    given, root = as_arrow(paths), store.media_root.rstrip("/")
+    whole = pc.or_(pc.match_substring(given, "://"), pc.starts_with(given, "/"))
+    slash = pa.scalar("/", pa.large_string())
+    return Strings(
+        pc.if_else(whole, given, pc.binary_join_element_wise(pa.scalar(root, pa.large_string()), given, slash))
+    )

@@ -204,8 +204,42 @@ def needs_training(factory: str, dim: int) -> bool:
 
 
 def memory_bytes(index: VectorIndex) -> int:
-    """Bytes of the serialised index: what a search keeps in memory, near enough."""
-    return int(faiss.serialize_index(index.index).nbytes)
+    """Bytes of the serialised index: what a search keeps in memory, near enough. No second copy of it is made."""
+    written = 0
+
+    def count(data: bytes) -> int:
+        nonlocal written
+        written += len(data)
+        return len(data)
+
+    faiss.write_index(index.index, swig.PyCallbackIOWriter(count))
+    return written
+
+
+def vector_bytes(factory: str, dim: int) -> float:
+    """Bytes that one more vector takes in an index of this type, without the centroids and codebooks that all share."""
+    index = new_index(factory, dim)  # held: its parts do not own it
+    return sum(_own_bytes(part) for part in _nested(index))
+
+
+def building_bytes(spec: IndexSpec, count: int, dim: int) -> int:
+    """The most memory that building an index of `count` vectors takes, beside the program and mapped files.
+
+    The index (a growing array is copied into one of twice the room: inverted lists one at a time, the array of other
+    types whole), the training sample with FAISS's copy of it, centroids, and blocks of vectors on their way: float16,
+    float32, and what FAISS makes of them. Measured by tests/retrieve/test_out_of_core.py.
+    """
+    lists = re.search(r"IVF(\d+)", spec.factory)
+    centroids = int(lists[1]) * dim * 4 if lists else 0
+    trained = min(spec.train_rows or training_rows(spec.factory), count) if needs_training(spec.factory, dim) else 0
+    rows = min(spec.block, count) if spec.on_disk else count  # lists on disk leave memory shard by shard
+    held = (1.3 if lists else 2) * vector_bytes(spec.factory, dim) * rows
+    return int(held + 2 * centroids + 3 * trained * dim * 4 + 4 * min(spec.block, count) * dim * 4) + 16 * count
+
+
+def fitting_block(memory: int, dim: int) -> int:
+    """Vectors to add at a time, so that they take at most an eighth of `memory` bytes: 1024 to 65536."""
+    return int(np.clip(memory // (8 * 4 * 4 * dim), 1024, 65536))
 
 
 def gpu_count() -> int:
@@ -290,6 +324,20 @@ def _nested(index: Any) -> Iterator[Any]:
 
 def _ivf(index: Any) -> bool:
     return isinstance(faiss.downcast_index(index), faiss.IndexIVF)
+
+
+def _own_bytes(part: Any) -> float:
+    """Bytes a vector in this layer of an index, without the layers inside it."""
+    if isinstance(part, (faiss.IndexPreTransform, faiss.IndexRefine)):
+        # the refining index is no layer of `_nested`; the other is
+        return (
+            float(faiss.downcast_index(part.refine_index).sa_code_size()) if isinstance(part, faiss.IndexRefine) else 0
+        )
+    if isinstance(part, faiss.IndexHNSW):
+        graph: Any = part.hnsw  # the stubs lack its methods
+        links = graph.nb_neighbors(0) * 1.07 * 4  # higher levels hold a geometric series more
+        return float(faiss.downcast_index(part.storage).sa_code_size() + links + 12)
+    return float(part.code_size + 8) if isinstance(part, faiss.IndexIVF) else float(part.sa_code_size())
 
 
 def _same(index: Any) -> Any:

@@ -49,7 +49,9 @@ from pipeline.stores.integrity import (
     stamp,
     verify_file,
 )
+from pipeline.stores.mapped import write_array
 from pipeline.stores.rows import Rows
+from pipeline.stores.strings import Strings
 
 # What every index.json holds, and what those of our indexes do.
 _INFO = {"files": dict[str, dict[str, str | int]], "videos": int, "verified": dict[str, Any]}
@@ -57,9 +59,9 @@ _MORE = {
     "vectors": int, "dead": int, "next_number": int, "deleted": list[str], "head": str, "how": str,
     "encoder": dict[str, Any], "origin": dict[str, str],
 }  # fmt: skip
-_IDS = {"number": pa.int64(), "video_id": pa.string(), "path": pa.string()}
 _SMALL = ("ids.parquet", "owners.npy")  # verified at every open, unless the corpus is very large
 _NAME = re.compile(r"gen-(\d{6,})")
+_IDS = pa.schema([("number", pa.int64()), ("video_id", pa.large_string()), ("path", pa.large_string())])
 _OPEN_ATTEMPTS = 50  # each lost race means that a writer finished a whole generation meanwhile
 
 
@@ -81,11 +83,11 @@ class Generation:
 
     def rows(self) -> Rows:
         """Ids in memory, vectors memory-mapped."""
-        table = read_table(self.path / "ids.parquet", _IDS)
+        table = read_table(self.path / "ids.parquet", {field.name: field.type for field in _IDS})
         rows = Rows(
             numbers=table["number"].to_numpy(),
-            video_ids=table["video_id"].to_pylist(),
-            paths=table["path"].to_pylist(),
+            video_ids=Strings(table["video_id"]),
+            paths=Strings(table["path"]),
             owners=read_array(self.path / "owners.npy", np.int64, 1),
             vectors=read_array(self.path / "vectors.npy", np.float16, 2, mmap=True),
         )
@@ -285,10 +287,12 @@ class GenerationStore:
         return final.name
 
     def _write_rows(self, folder: Path, rows: Rows) -> None:
-        table = pa.table({"number": rows.numbers, "video_id": rows.video_ids, "path": rows.paths})
+        table = pa.table(
+            {"number": rows.numbers, "video_id": rows.video_ids.arrow, "path": rows.paths.arrow}, schema=_IDS
+        )
         pq.write_table(table, folder / "ids.parquet")
         np.save(folder / "owners.npy", rows.owners.astype(np.int64, copy=False))
-        np.save(folder / "vectors.npy", rows.vectors.astype(np.float16, copy=False))
+        write_array(folder / "vectors.npy", rows.vectors, np.float16)
 
     def _next_index(self) -> int:
         """One above every generation that is or was: a pruned name is not used again while CURRENT knows a later

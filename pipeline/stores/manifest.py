@@ -7,15 +7,19 @@ null); the data set's name, media root and protocol stand as JSON in the file's 
 import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import BadInput, CorruptShard, MissingData
 from pipeline.stores.atomic import atomic_write
 from pipeline.stores.integrity import checksum, fits, read_table
+from pipeline.stores.strings import Strings
 
 SPLITS = ("train", "val", "test")
 CORPUS = "corpus"  # the split of videos that are searched and not evaluated
@@ -62,9 +66,9 @@ class Manifest:
     protocol: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        counts = Counter(entry.video_id for entry in self.entries)
-        repeated = [video_id for video_id, count in counts.items() if count > 1]
-        if repeated:
+        if len({entry.video_id for entry in self.entries}) < len(self.entries):
+            counts = Counter(entry.video_id for entry in self.entries)
+            repeated = [video_id for video_id, count in counts.items() if count > 1]
             raise BadInput(
                 f"data set {self.name!r}: {len(repeated)} video ids repeat, the first is {repeated[0]!r}",
                 fix="give each video one row, with all its captions",
@@ -75,6 +79,30 @@ class Manifest:
             if entry.split not in (*SPLITS, CORPUS):
                 expected = ", ".join([*SPLITS, CORPUS])
                 raise BadInput(f"video {entry.video_id!r}: unknown split", expected=expected, got=repr(entry.split))
+
+    @cached_property
+    def ids(self) -> Strings:
+        """(V,) the ids of all entries."""
+        return Strings([entry.video_id for entry in self.entries])
+
+    @cached_property
+    def texts(self) -> pa.Table:
+        """caption_id, caption, split and entry (the row of its entry) of all captions."""
+        counts = np.array([len(entry.captions) for entry in self.entries], np.int64)
+        entry = np.repeat(np.arange(len(counts)), counts)
+        index = np.arange(len(entry)) - np.repeat(np.cumsum(counts) - counts, counts)
+        numbers = pa.array(index).cast(pa.large_string())
+        splits = Strings([entry.split for entry in self.entries])
+        return pa.table(
+            {
+                "caption_id": pc.binary_join_element_wise(
+                    self.ids.take(entry).arrow, numbers, pa.scalar("#", pa.large_string())
+                ),
+                "caption": Strings([caption for entry in self.entries for caption in entry.captions]).arrow,
+                "split": splits.take(entry).arrow,
+                "entry": entry,
+            }
+        )
 
     def split(self, name: str) -> "Manifest":
         return replace(self, entries=tuple(entry for entry in self.entries if entry.split == name))
@@ -109,15 +137,16 @@ def read_manifest(path: Path) -> Manifest:
     table = read_table(path, {field.name: field.type for field in _SCHEMA})
     try:
         about = json.loads(table.schema.metadata[b"manifest"])
-        columns = table.select(_SCHEMA.names).to_pydict()
+        columns = [table[name].to_pylist() for name in _SCHEMA.names]
     except (KeyError, TypeError, ValueError, RecursionError, pa.ArrowException) as error:
         raise CorruptShard(f"{path} is not a manifest ({error})", fix="delete it and run extract again") from None
     found = about.pop("checksum", None) if isinstance(about, dict) else None
-    if found not in (None, checksum([about, columns])):
+    if found not in (None, checksum([about, dict(zip(_SCHEMA.names, columns, strict=True))])):
         raise CorruptShard(f"{path} was changed after it was written", fix="delete it and run extract again")
     kinds = {"name": str, "root": str, "protocol": dict}
     if not isinstance(about, dict) or not all(fits(about.get(name), kind) for name, kind in kinds.items()):
         raise CorruptShard(f"{path} is not a manifest", got=str(about)[:100], fix="delete it and run extract again")
-    columns["captions"] = [tuple(captions or ()) for captions in columns["captions"]]
-    rows = zip(*(columns[name] for name in _SCHEMA.names), strict=True)
-    return Manifest(about["name"], about["root"], tuple(VideoEntry(*row) for row in rows), about["protocol"])
+    captions = _SCHEMA.names.index("captions")
+    columns[captions] = [tuple(texts or ()) for texts in columns[captions]]
+    entries = tuple(map(VideoEntry, *columns))  # the schema's order is that of the fields
+    return Manifest(about["name"], about["root"], entries, about["protocol"])
