@@ -1,6 +1,5 @@
 """The catalogue says what the shards say, for any history of shards, and mends itself."""
 
-import json
 import os
 import shutil
 
@@ -14,6 +13,7 @@ from pipeline.errors import CorruptShard
 from pipeline.fingerprint import DIGEST_PART, content_digest
 from pipeline.stores.catalogue import STATUS, Catalogue, video_schema
 from pipeline.stores.features import ClipSource, Failure, FeatureStore
+from pipeline.stores.integrity import read_json
 from pipeline.stores.shards import read_marker, read_shard
 from pipeline.stores.strings import Strings, last_of_each, lookup
 
@@ -187,7 +187,7 @@ def test_amended_splits_and_withdrawn_captions(tmp_path):
     assert list(fresh.videos("test").video_ids) == ["a"]
     assert (list(fresh.texts().caption_ids), list(fresh.texts().splits)) == (["a#0"], ["test"])
     fresh.amend({"b": "train"}, {"b#0": "val"})  # a is not spoken of: it stays as it was
-    assert json.loads((store.path / "amendments.json").read_text()) == {
+    assert read_json(store.path / "amendments.json") == {
         "video_splits": {"a": "test"},
         "caption_splits": {"a#0": "test", "b#0": "val"},
         "withdrawn": [],
