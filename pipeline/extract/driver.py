@@ -2,8 +2,9 @@
 
     decoding processes -> bounded queue -> batches of full size across videos -> encoder -> shard, marker
 
-One shard is `shard_size` consecutive clips of the manifest. Its content depends on them and on the settings alone:
-clips arrive in the manifest's order and a batch never spans two shards, so an interrupted and resumed run writes what
+One shard is `shard_size` consecutive clips of the manifest, in which the clips of one file stand together, so that one
+decoding process reads the file once; a long file spans shards. A shard's content depends on its clips and on the
+settings alone: they arrive in order and a batch never spans two shards, so an interrupted and resumed run writes what
 an undisturbed one writes. Decoding runs ahead over shard borders all the while. What is done is never done again; a
 clip that fails is a row that says why; inputs = done + failed + skipped is checked when a shard is written.
 """
@@ -25,14 +26,17 @@ from pipeline.clip.encoder import Encoder
 from pipeline.clip.text import encode_sentences, require_windows
 from pipeline.errors import BadInput, UserError
 from pipeline.extract.cache_size import cache_bytes, require_room
+from pipeline.extract.long_files import LongFiles
 from pipeline.extract.settings import ExtractSettings, encoder_for
 from pipeline.progress import progress
 from pipeline.stores.activations import frame_columns, text_columns
 from pipeline.stores.features import Failure, FeatureStore, TextFeatures, VideoFeatures
 from pipeline.stores.manifest import SKIPPED, Manifest, VideoEntry
 from pipeline.stores.shards import read_shard
+from pipeline.stores.windows import window_columns
 from pipeline.video.job import Job
 from pipeline.video.limits import DecodeFailure
+from pipeline.video.passes import completion
 from pipeline.video.pool import Decoded, DecodePool
 
 
@@ -132,6 +136,7 @@ def _extract_videos(manifest: Manifest, store: FeatureStore, settings: ExtractSe
     status = store.covered()
     skipped = [row for row in _skipped(manifest) if row["path"] not in status]
     jobs = [Job(index, manifest.resolve(entry), entry.start, entry.end) for index, entry in enumerate(entries)]
+    long = LongFiles(settings.num_frames)
     if not entries and skipped:
         _VideoShard([], settings, encoder).write(store, skipped)
     with (
@@ -143,21 +148,28 @@ def _extract_videos(manifest: Manifest, store: FeatureStore, settings: ExtractSe
             shard = _VideoShard(entries[first : first + settings.shard_size], settings, encoder)
             for done, (job, result) in enumerate(islice(results, len(shard.entries)), first + 1):
                 shard.add(entries[job.index], result, attempts.get(entries[job.index].video_id, 0))
+                long.see(entries[job.index], result)
                 step(done, len(jobs))
             is_last = first + settings.shard_size >= len(entries)
             shard.write(store, skipped if is_last else [])
+    long.warn()
     return len(entries)
 
 
 def _outstanding(manifest: Manifest, store: FeatureStore, settings: ExtractSettings) -> list[VideoEntry]:
-    """Clips without an outcome, and failed ones of the class that is to be retried, in the manifest's order."""
+    """Clips without an outcome, and failed ones of the class that is to be retried, in the manifest's order but for
+    the clips of one file: they come together, in the order in which one pass over it completes them."""
     status = store.covered()
     again = {
         failure.video_id
         for failure in store.failures()
         if settings.retry_failed == "all" or settings.retry_failed == failure.error_class
     }
-    return [entry for entry in manifest.entries if entry.video_id not in status or entry.video_id in again]
+    first: dict[str, int] = {}
+    for place, entry in enumerate(manifest.entries):
+        first.setdefault(entry.path, place)
+    entries = sorted(manifest.entries, key=lambda entry: (first[entry.path], *completion(entry.start, entry.end)))
+    return [entry for entry in entries if entry.video_id not in status or entry.video_id in again]
 
 
 def _skipped(manifest: Manifest) -> list[dict[str, str]]:
@@ -230,13 +242,14 @@ class _VideoShard:
         cached = None
         if self._activations is not None:
             cached = frame_columns(self._activations[:rows], self._settings.token_dtype)
+        windows = window_columns([(entry.start, entry.end) for entry in self._done])
         mixed = len(set(self._decoders.values())) > 1 or self._settings.allow_mixed_decoders
         store.write_videos(
             videos,
             inputs=[*(entry.video_id for entry in self.entries), *(row["path"] for row in skipped)],
             failures=self._failures,
             skipped=[row["path"] for row in skipped],
-            activations=cached,
+            activations={**(cached or {}), **windows},
             extra={
                 "skip_reasons": {row["path"]: row["reason"] for row in skipped},
                 "notes": self._notes,
