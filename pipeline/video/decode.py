@@ -7,6 +7,8 @@ decoders were allowed: then the ffmpeg program tries it, and the answer records 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+import numpy as np
+
 from pipeline.video.decode_pyav import Clip, FrameRequest, decode_clips
 from pipeline.video.job import DecodeSettings, Job
 from pipeline.video.limits import DecodeFailure
@@ -44,6 +46,21 @@ def decode(jobs: Sequence[Job], settings: DecodeSettings) -> Iterator[tuple[Clip
     except DecodeFailure as failure:
         for _ in jobs[done:]:
             yield failure, ""
+
+
+def measure(job: Job, settings: DecodeSettings) -> tuple[Clip | DecodeFailure, str]:
+    """No frames, and as times 0 and the seconds that the job's file lasts, by its packets."""
+    from pipeline.video.fetch import local_file
+    from pipeline.video.span import span
+
+    try:
+        with local_file(job.source, settings.limits) as path:
+            seconds = span(path, settings.limits)
+    except DecodeFailure as failure:
+        return failure, ""
+    return Clip(
+        np.zeros((0, settings.size.height, settings.size.width, 3), np.uint8), np.array([0.0, seconds]), "span"
+    ), "pyav"
 
 
 def _decoded(

@@ -156,6 +156,18 @@ def _opened(path: str, limits: Limits) -> Iterator[tuple[Any, Any]]:
         yield container, stream
 
 
+@contextmanager
+def open_stream(path: str, limits: Limits) -> Iterator[tuple[Iterator[Any], Any]]:
+    """The packets of a file's video stream, as far as it can be read, and the stream. Raises DecodeFailure."""
+
+    def packets() -> Iterator[Any]:
+        with contextlib.suppress(FFmpegError):
+            yield from (packet for packet in container.demux(stream) if packet.size)
+
+    with _opened(path, limits) as (container, stream):
+        yield packets(), stream
+
+
 def default_stream(container: Any) -> Any | None:
     """The video stream that the container marks as default, else the first. A cover picture is no video."""
     covers = Disposition.attached_pic | Disposition.timed_thumbnails

@@ -50,10 +50,10 @@ def serve(connection: Connection) -> None:
 
 def _answers(jobs: Sequence[Job], settings: DecodeSettings) -> Iterator[tuple[dict[str, Any], Any]]:
     """One answer a job, in their order, while the file is decoded."""
-    from pipeline.video.decode import decode
+    from pipeline.video.decode import decode, measure
 
     started = time.perf_counter()
-    results = decode(jobs, settings)
+    results = (measure(job, settings) for job in jobs) if settings.measure else decode(jobs, settings)
     for place, job in enumerate(jobs):
         try:
             clip, decoder = next(results)
@@ -74,7 +74,7 @@ def _answers(jobs: Sequence[Job], settings: DecodeSettings) -> Iterator[tuple[di
             "note": clip.note,
             "seconds": time.perf_counter() - started,
         }
-        yield about, memoryview(np.ascontiguousarray(clip.frames).data).cast("B")
+        yield about, np.ascontiguousarray(clip.frames).reshape(-1).data
         started = time.perf_counter()
 
 
