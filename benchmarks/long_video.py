@@ -102,7 +102,10 @@ def film_of_scenes(path: Path, scenes: int) -> list[str]:
     from pipeline.datasets.shapes_drawing import render
     from pipeline.datasets.shapes_world import make_scene
 
-    rng, seen, queries, parts = Random(15), set(), [], []
+    rng = Random(15)
+    seen: set[frozenset[tuple[str, str]]] = set()
+    queries: list[str] = []
+    parts: list[Path] = []
     while len(queries) < scenes:
         scene = make_scene(rng, 2, RATE * LOOP_SECONDS)
         looks = frozenset((item.colour, item.shape) for item in scene.objects)
@@ -154,7 +157,8 @@ def films_of_clips(folder: Path, videos: Path, seconds: float) -> list[Path]:
             parts.append(part)
     films = []
     for number in range(3):
-        own, listed, total = parts[number::3], [], 0.0
+        own, total = parts[number::3], 0.0
+        listed: list[Path] = []
         while total < seconds:
             listed.append(own[len(listed) % len(own)])
             total += span(str(listed[-1]), Limits())

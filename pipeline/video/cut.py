@@ -21,7 +21,7 @@ from pipeline.video.limits import DecodeFailure, Limits
 
 _PROBED = 64  # packets among which the first frame's is found
 _MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".ts": "mpegts"}
-_EXACT = {"codec": "libx264", "options": {"crf": "18", "preset": "veryfast"}}
+_QUALITY = {"crf": "18", "preset": "veryfast"}  # of exact parts
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ def _remux(opened: _Opened, start: float, end: float | None, output: Any) -> flo
 def _from_keyframe(opened: _Opened, start: float) -> tuple[float, Iterator[Any]]:
     """Seconds of the last keyframe at or before `start`, and the packets from there on."""
     limit, found = start + opened.first + 1e-6, None
-    packets, since = opened.container.demux(opened.streams), []
+    packets = opened.container.demux(opened.streams)
+    since: list[Any] = []
     for packet in packets:
         at = None if packet.pts is None else float(packet.pts * packet.time_base)
         if packet.stream.index == opened.video.index and at is not None:
@@ -177,7 +178,7 @@ def _encode(opened: _Opened, start: float, end: float | None, output: Any) -> fl
             if packet.stream.index == opened.video.index:
                 picture = _upright(frame)
                 if video is None:
-                    video = output.add_stream(_EXACT["codec"], rate=rate, options=dict(_EXACT["options"]))
+                    video = output.add_stream("libx264", rate=rate, options=dict(_QUALITY))
                     video.width, video.height, video.pix_fmt = picture.width, picture.height, "yuv420p"
                     video.codec_context.time_base = opened.video.time_base
                     video.codec_context.sample_aspect_ratio = Fraction(opened.video.sample_aspect_ratio or 1)
