@@ -214,7 +214,7 @@ def moments(workspace: Path, film: Path, queries: list[str]) -> str:
 
 
 def _in_scene(hit: dict[str, Any], scene: int) -> bool:
-    from pipeline.stores.windows import split_clip_id
+    from pipeline.stores.clip_ids import split_clip_id
 
     _, start, end = split_clip_id(hit["video_id"])
     assert start is not None

@@ -21,6 +21,7 @@ from random import Random
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.extract.clips import scene_cuts
+from pipeline.fingerprint import source_file
 from pipeline.video.decode_ffmpeg import executable
 from pipeline.video.decode_pyav import FrameRequest, decode_clip
 from pipeline.video.limits import DecodeFailure
@@ -36,7 +37,7 @@ def found_cuts(path: Path, detector: str) -> tuple[list[float], int, float]:
     made = make_detector(detector, "cpu")
     clip = decode_clip(str(path), FrameRequest(1_000_000, made.size))
     started = time.process_time()
-    pieces = [Decoded(clip.frames, clip.times, "pyav", clip.method, clip.note, 0.0)]
+    pieces = [Decoded(clip.frames, clip.times, "pyav", clip.method, clip.note, 0.0, source_file(path))]
     return scene_cuts(pieces, made), len(clip.frames), time.process_time() - started
 
 

@@ -84,7 +84,7 @@ def clip_out(
 
 
 def _of_id(video_id: str) -> Part:
-    from pipeline.stores.windows import split_clip_id
+    from pipeline.stores.clip_ids import split_clip_id
 
     path, start, end = split_clip_id(video_id)
     return _checked(Part(video_id, path, start, end))

@@ -21,8 +21,8 @@ from pipeline.datasets.folder import inside_folder
 from pipeline.datasets.readers import LISTS, Repairs, Row, clean_captions, read_list
 from pipeline.datasets.videos import VIDEO_EXTENSIONS
 from pipeline.errors import BadInput, MissingData
+from pipeline.stores.clip_ids import clip_id
 from pipeline.stores.manifest import SKIPPED, Manifest, VideoEntry
-from pipeline.stores.windows import clip_id
 from pipeline.video.fetch import member_source
 from pipeline.video.urls import fsspec_options, refusal
 

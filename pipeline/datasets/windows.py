@@ -7,8 +7,8 @@ from pathlib import Path
 from pipeline.datasets.readers import Repairs, Row, clean_captions
 from pipeline.datasets.videos import VideoIndex
 from pipeline.errors import BadInput
+from pipeline.stores.clip_ids import clip_id, split_clip_id
 from pipeline.stores.manifest import SPLITS, VideoEntry
-from pipeline.stores.windows import clip_id, split_clip_id
 
 
 def split_rows(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:

@@ -18,8 +18,8 @@ import numpy as np
 from pipeline.extract.settings import ExtractSettings
 from pipeline.frame_size import FrameSize
 from pipeline.progress import progress
+from pipeline.stores.clip_ids import clip_id
 from pipeline.stores.manifest import CORPUS, Manifest, VideoEntry
-from pipeline.stores.windows import clip_id
 from pipeline.video.fetch import local_path
 from pipeline.video.job import DecodeSettings, Job
 from pipeline.video.limits import DecodeFailure

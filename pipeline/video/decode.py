@@ -9,16 +9,22 @@ from itertools import pairwise
 
 import numpy as np
 
+from pipeline.fingerprint import SourceFile, source_file
 from pipeline.video.decode_pyav import Clip, FrameRequest, decode_clips
+from pipeline.video.fetch import local_file
 from pipeline.video.job import DecodeSettings, Job
 from pipeline.video.limits import DecodeFailure
 from pipeline.video.passes import completion
+from pipeline.video.span import span
 
 DECODERS = ("pyav", "ffmpeg", "pyav+ffmpeg")
 _TRY_THE_OTHER = frozenset({"CannotOpen", "UnknownCodec", "NoFrames", "Unstable"})
 
 
-def decode(jobs: Sequence[Job], settings: DecodeSettings) -> Iterator[tuple[Clip | DecodeFailure, str]]:
+Result = tuple[Clip | DecodeFailure, str, SourceFile | None]  # with the decoder's name, and the file if it was there
+
+
+def decode(jobs: Sequence[Job], settings: DecodeSettings) -> Iterator[Result]:
     """Decode jobs of one file in one pass.
 
     Args:
@@ -26,41 +32,45 @@ def decode(jobs: Sequence[Job], settings: DecodeSettings) -> Iterator[tuple[Clip
         settings: frames, size and decoder.
 
     Yields:
-        For each job, in order, the clip and the name of the decoder, or the failure and "".
+        For each job, in order, the clip with the name of the decoder and the file, or the failure.
 
     Raises:
         ValueError: the jobs are not in that order, or not of one source.
     """
-    from pipeline.video.fetch import local_file
-
     ends = [completion(job.start, job.end) for job in jobs]
     if len({job.source for job in jobs}) != 1 or any(one > other for one, other in pairwise(ends)):
         raise ValueError("one pass takes clips of one file, in the order of their ends")
     requests = [FrameRequest(settings.num_frames, settings.size, job.start, job.end) for job in jobs]
-    done = 0
+    done, source = 0, None
     try:
         with local_file(jobs[0].source, settings.limits) as path:
-            for result in _decoded(path, requests, settings):
+            source = _identify(path, path != jobs[0].source)
+            for result, decoder in _decoded(path, requests, settings):
                 done += 1
-                yield result
+                yield result, decoder, source
     except DecodeFailure as failure:
         for _ in jobs[done:]:
-            yield failure, ""
+            yield failure, "", source
 
 
-def measure(job: Job, settings: DecodeSettings) -> tuple[Clip | DecodeFailure, str]:
+def _identify(path: str, fetched: bool) -> SourceFile:
+    try:
+        return source_file(path, fetched=fetched)
+    except OSError as error:
+        raise DecodeFailure("open", "CannotOpen", str(error)) from None
+
+
+def measure(job: Job, settings: DecodeSettings) -> Result:
     """No frames, and as times 0 and the seconds that the job's file lasts, by its packets."""
-    from pipeline.video.fetch import local_file
-    from pipeline.video.span import span
-
+    source = None
     try:
         with local_file(job.source, settings.limits) as path:
+            source = _identify(path, path != job.source)
             seconds = span(path, settings.limits)
     except DecodeFailure as failure:
-        return failure, ""
-    return Clip(
-        np.zeros((0, settings.size.height, settings.size.width, 3), np.uint8), np.array([0.0, seconds]), "span"
-    ), "pyav"
+        return failure, "", source
+    nothing = np.zeros((0, settings.size.height, settings.size.width, 3), np.uint8)
+    return Clip(nothing, np.array([0.0, seconds]), "span"), "pyav", source
 
 
 def _decoded(

@@ -12,11 +12,13 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
+from pipeline.fingerprint import SourceFile
 from pipeline.video.job import DecodeSettings, Job
 from pipeline.video.limits import DecodeFailure
 from pipeline.video.passes import passes
@@ -56,15 +58,16 @@ def _answers(jobs: Sequence[Job], settings: DecodeSettings) -> Iterator[tuple[di
     results = (measure(job, settings) for job in jobs) if settings.measure else decode(jobs, settings)
     for place, job in enumerate(jobs):
         try:
-            clip, decoder = next(results)
+            clip, decoder, source = next(results)
         except MemoryError:
             message = f"needs over {settings.limits.max_memory_bytes} bytes"
             for left in jobs[place:]:
-                yield _failed(left, DecodeFailure("decode", "MemoryLimit", message)), None
+                yield _failed(left, DecodeFailure("decode", "MemoryLimit", message), None), None
             return
         if isinstance(clip, DecodeFailure):
-            yield _failed(job, clip), None
+            yield _failed(job, clip, source), None
             continue
+        assert source is not None, "what was decoded was there to be read"
         about = {
             "index": job.index,
             "shape": clip.frames.shape,
@@ -72,16 +75,22 @@ def _answers(jobs: Sequence[Job], settings: DecodeSettings) -> Iterator[tuple[di
             "method": clip.method,
             "decoder": decoder,
             "note": clip.note,
+            "source": asdict(source),
             "seconds": time.perf_counter() - started,
         }
         yield about, np.ascontiguousarray(clip.frames).reshape(-1).data
         started = time.perf_counter()
 
 
-def _failed(job: Job, failure: DecodeFailure) -> dict[str, Any]:
+def _failed(job: Job, failure: DecodeFailure, source: SourceFile | None) -> dict[str, Any]:
     return {
         "index": job.index,
-        "failure": {"step": failure.step, "kind": failure.kind, "message": failure.message},
+        "failure": {
+            "step": failure.step,
+            "kind": failure.kind,
+            "message": failure.message,
+            **({} if source is None else {"source": asdict(source)}),
+        },
     }
 
 

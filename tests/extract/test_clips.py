@@ -15,9 +15,9 @@ from pipeline.extract import clips
 from pipeline.extract.clips import scene_cuts, split_manifest
 from pipeline.extract.driver import extract
 from pipeline.extract.settings import ExtractSettings
+from pipeline.fingerprint import SourceFile
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.manifest import Manifest, VideoEntry, read_manifest
-from pipeline.stores.windows import stored_windows
 from pipeline.video.limits import DecodeFailure, Limits
 from pipeline.video.pool import Decoded
 from pipeline.video.scenes import make_detector
@@ -144,7 +144,10 @@ def test_transnet_predicts_what_its_authors_loop_predicts():
 def test_a_failed_piece_is_an_error_and_an_empty_one_is_none():
     detector = make_detector("content")
     frames = np.zeros((3, 72, 128, 3), np.uint8)
-    pieces = [Decoded(frames, np.arange(3.0), "pyav", "selective", "", 0.0), DecodeFailure("decode", "EmptyWindow", "")]
+    pieces = [
+        Decoded(frames, np.arange(3.0), "pyav", "selective", "", 0.0, SourceFile(1, None, "")),
+        DecodeFailure("decode", "EmptyWindow", ""),
+    ]
     assert scene_cuts(pieces, detector) == []
     with pytest.raises(DecodeFailure, match="damaged"):
         scene_cuts([DecodeFailure("decode", "NoFrames", "damaged")], detector)
@@ -189,7 +192,8 @@ def test_the_command_makes_a_data_set_of_clips(folder, tmp_path):
     first = json.loads(run(*arguments).stdout)
     assert (first["inputs"], first["done"], first["failed"]) == (5, 4, 1)
     store = FeatureStore.open(Path(first["store"]))
-    assert stored_windows(store)["film.mp4#t=2,4"] == (2.0, 4.0)
+    windows = {row["video_id"]: (row["start"], row["end"]) for row in store.clips().to_pylist()}
+    assert windows["film.mp4#t=2,4"] == (2.0, 4.0)
     assert store.path.parent.name == f"{folder.name}.every-2"
     entries = read_manifest(Workspace(tmp_path).manifest_path(f"{folder.name}.every-2")).entries
     assert {(entry.path, entry.start, entry.end) for entry in entries} >= {

@@ -12,9 +12,9 @@ from clip_maker import PlainEncoder, make_clip
 from pipeline.extract.driver import extract
 from pipeline.extract.settings import ExtractSettings
 from pipeline.frame_size import FrameSize
+from pipeline.stores.clip_ids import clip_id, split_clip_id
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.manifest import Manifest, VideoEntry
-from pipeline.stores.windows import clip_id, split_clip_id, stored_windows
 from pipeline.video.decode_pyav import FrameRequest, decode_clip
 from pipeline.video.job import DecodeSettings, Job
 from pipeline.video.limits import DecodeFailure
@@ -65,7 +65,8 @@ def test_windows_are_as_each_alone_and_the_store_knows_them(manifest, film, tmp_
     for entry in manifest.entries:
         clip = decode_clip(manifest.resolve(entry), FrameRequest(4, encoder.frame_size, entry.start, entry.end))
         assert rows[entry.video_id] == encoder.embed_frames(clip.frames).numpy().astype(np.float16).tobytes()
-    assert stored_windows(store) == {e.video_id: (e.start, e.end) for e in manifest.entries if e.end is not None}
+    known = {row["video_id"]: (row["start"], row["end"], row["path"]) for row in store.clips().to_pylist()}
+    assert known == {entry.video_id: (entry.start, entry.end, entry.path) for entry in manifest.entries}
     films = [name for name in store.videos().video_ids if name != "other.mp4"]
     assert films == [clip_id("film.mp4", start, start + 1) for start in range(20)]
 
