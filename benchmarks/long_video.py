@@ -1,6 +1,7 @@
 """Long files as clips: cost of one pass against one sequential decode, memory, and whether `search` finds the moment.
 
     python benchmarks/long_video.py [--minutes 60] [--videos FOLDER] [--skip-search]
+    python benchmarks/long_video.py --films FILE... [--decode-only]
 
 Makes a film of as many distinct scenes of a minute as --minutes says (the shapes world, 320 x 320) and, with --videos,
 three films of real clips, put together and repeated to a sixth of that length (640 x 360), all at 25 frames a second.
@@ -176,7 +177,7 @@ def concatenate(parts: list[Path], path: Path) -> None:
     subprocess.run([*command, "-c", "copy", str(path)], check=True)
 
 
-def row(path: Path, workspace: Path) -> str:
+def row(path: Path, workspace: Path, decode_only: bool = False) -> str:
     from pipeline.video.limits import Limits
     from pipeline.video.span import span
     from pipeline.video.windows import even_windows
@@ -188,18 +189,20 @@ def row(path: Path, workspace: Path) -> str:
     sequential = measured(_SEQUENTIAL, str(path), str(round(RATE * WINDOW / 12)))[0] - imports
     one_pass, memory = measured(_ONE_PASS, str(path), *windows)
     one_pass -= imports
+    decoded = [f"{bare:.1f}", f"{sequential:.1f}", f"{one_pass:.1f}"]
+    decoded += [f"{one_pass / bare:.2f}", f"**{one_pass / sequential:.2f}**"]
+    about: list[Any] = [path.stem, f"{seconds / 60:.0f} min, {path.stat().st_size / 1e6:.0f} MB", len(windows)]
     _, short_memory = measured(_ONE_PASS, str(path), *windows[: max(1, len(windows) // 6)])
+    if decode_only:
+        return "| " + " | ".join(map(str, [*about, *decoded, "", f"{memory} ({short_memory})", "", ""])) + " |"
     chosen = windows[:: max(1, len(windows) // ALONE)]
     alone = sum(measured(_ONE_PASS, str(path), window)[0] - imports for window in chosen) * len(windows) / len(chosen)
     folder = path.parent / f"only-{path.stem}"
     folder.mkdir()
-    os.link(path, folder / path.name)
+    (folder / path.name).symlink_to(path.resolve())
     report, whole, peak = cli(workspace, "extract", "--videos", str(folder), "--split", "every:10")
     assert report["done"] == len(windows) == report["inputs"], report
-    cells: list[Any] = [path.stem, f"{seconds / 60:.0f} min, {path.stat().st_size / 1e6:.0f} MB", len(windows)]
-    cells += [f"{bare:.1f}", f"{sequential:.1f}", f"{one_pass:.1f}"]
-    cells += [f"{one_pass / bare:.2f}", f"**{one_pass / sequential:.2f}**", f"{alone:.0f}"]
-    cells += [f"{memory} ({short_memory})", f"{whole:.0f}", peak]
+    cells = [*about, *decoded, f"{alone:.0f}", f"{memory} ({short_memory})", f"{whole:.0f}", peak]
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
@@ -228,6 +231,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=int, default=60)
     parser.add_argument("--videos", type=Path)
     parser.add_argument("--skip-search", action="store_true")
+    parser.add_argument("--films", type=Path, nargs="*", default=[], help="measure these files and make none")
+    parser.add_argument("--decode-only", action="store_true", help="neither each alone nor extract")
     parser.add_argument("--folder", type=Path, help="where the films are made [default: a temporary folder]")
     arguments = parser.parse_args()
     head = [
@@ -244,6 +249,14 @@ def main() -> None:
     head += ["peak MB (of a sixth)", "extract, s", "peak MB"]
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder, workspace = Path(name), Path(name) / "workspace"
+        if arguments.films:
+            print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|", flush=True)
+            for number, path in enumerate(arguments.films):
+                (folder / str(number)).mkdir()
+                linked = folder / str(number) / path.name
+                linked.symlink_to(path.resolve())
+                print(row(linked, workspace, arguments.decode_only), flush=True)
+            return
         film = folder / "scenes.mp4"
         queries = film_of_scenes(film, arguments.minutes)
         print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|", flush=True)
