@@ -1,6 +1,6 @@
 """Precision and recall of the scene detectors of `extract --split scenes`, within two frames.
 
-    python benchmarks/scene_cuts.py FOLDER [--clips 12] [--films 4] [--seconds 6]
+    python benchmarks/scene_cuts.py FOLDER [--clips 12] [--films 4] [--seconds 6] [--detectors content]
 
 Films are put together from stretches of the videos in FOLDER (any folder of clips), each of one shot as far as the
 light detectors see: a cut is known to be where one stretch ends. They are coded at 320 x 180, 25 frames a second, once
@@ -93,7 +93,7 @@ def stretches(videos: Sequence[Path], seconds: float, folder: Path) -> list[Path
     return kept
 
 
-def on_films(parts: list[Path], films: int, seconds: float, folder: Path) -> None:
+def on_films(parts: list[Path], films: int, seconds: float, folder: Path, detectors: Sequence[str]) -> None:
     print("| films | detector | cuts | precision | recall | frames/s |\n|---|---|---|---|---|---|")
     for name, dissolves in (("hard cuts", False), ("half dissolves", True)):
         made = []
@@ -101,7 +101,7 @@ def on_films(parts: list[Path], films: int, seconds: float, folder: Path) -> Non
             rng = Random(f"{name} {number}")
             path = folder / f"{name} {number}.mp4"
             made.append((path, make_film(rng.sample(parts, min(8, len(parts))), dissolves, path, seconds)))
-        for detector in DETECTORS:
+        for detector in detectors:
             hits = found = true = frames = 0
             spent = 0.0
             for path, truth in made:
@@ -112,18 +112,18 @@ def on_films(parts: list[Path], films: int, seconds: float, folder: Path) -> Non
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
-def on_clips(videos: Sequence[Path]) -> None:
+def on_clips(videos: Sequence[Path], detectors: Sequence[str]) -> None:
     print("\n| detector | cuts in real clips | found by another too |\n|---|---|---|")
     per_clip = []
     for video in videos:
         try:
-            per_clip.append({detector: found_cuts(video, detector)[0] for detector in DETECTORS})
+            per_clip.append({detector: found_cuts(video, detector)[0] for detector in detectors})
         except DecodeFailure as failure:
             print(f"{video.name} is left out: {failure.message}", file=sys.stderr)
-    for detector in DETECTORS:
+    for detector in detectors:
         total = shared = 0
         for cuts in per_clip:
-            others = sorted(cut for other in DETECTORS if other != detector for cut in cuts[other])
+            others = sorted(cut for other in detectors if other != detector for cut in cuts[other])
             total += len(cuts[detector])
             shared += sum(any(abs(cut - other) <= TOLERANCE / RATE for other in others) for cut in cuts[detector])
         print(f"| {detector} | {total} | {shared} |")
@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=12, help="real clips that are looked at as they are")
     parser.add_argument("--films", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each stretch")
+    parser.add_argument("--detectors", nargs="+", choices=DETECTORS, default=list(DETECTORS))
     arguments = parser.parse_args()
     import torch
 
@@ -144,8 +145,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         parts = stretches(videos, arguments.seconds, Path(name))
         print(f"{len(parts)} stretches of one shot from {len(videos)} clips", file=sys.stderr)
-        on_films(parts, arguments.films, arguments.seconds, Path(name))
-    on_clips(videos[:: max(1, len(videos) // max(1, arguments.clips))] if arguments.clips else [])
+        on_films(parts, arguments.films, arguments.seconds, Path(name), arguments.detectors)
+    if arguments.clips:
+        on_clips(videos[:: max(1, len(videos) // arguments.clips)], arguments.detectors)
 
 
 if __name__ == "__main__":
