@@ -27,6 +27,7 @@ from pipeline.commands.figures import figures
 from pipeline.commands.group import Commands, log_to_file, print_version, show_less
 from pipeline.commands.import_features import import_features
 from pipeline.commands.index import index
+from pipeline.commands.plan import plan
 from pipeline.commands.presets import presets
 from pipeline.commands.reindex import reindex
 from pipeline.commands.reproduce import reproduce
@@ -57,6 +58,7 @@ def common(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "extract": extract,
+    "plan": plan,
     "import-features": import_features,
     "train-head": train_head,
     "index": index,

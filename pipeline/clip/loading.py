@@ -67,6 +67,18 @@ def has_quick_gelu(model: Any) -> bool:
     return any(type(module).__name__ == "QuickGELU" for module in model.modules())
 
 
+def embedding_width(name: str) -> int:
+    """The joint space's width of a model, from its configuration: nothing is built. Raises BadInput for no model."""
+    torchvision_guard.ensure()
+    import open_clip
+
+    from pipeline.clip import shapes_clip
+
+    shapes_clip.register()
+    _require_known_model(name)
+    return int(open_clip.get_model_config(name)["embed_dim"])
+
+
 def _require_activation(name: str, model: Any, quick_gelu: bool | None) -> None:
     if quick_gelu is not None and has_quick_gelu(model) != quick_gelu:
         raise BadInput(

@@ -119,6 +119,7 @@ def extract(
     benchmark: Annotated[
         bool, typer.Option("--benchmark", help="Only measure the rates of decoding and encoding, and the bottleneck")
     ] = False,
+    save: Annotated[Path | None, typer.Option(help="With --benchmark: keep the rates for `plan`")] = None,
     config: ConfigOption = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
@@ -135,7 +136,7 @@ def extract(
         python cli.py extract --videos films/ --split scenes --max-clip 20
         python cli.py extract --source windows.csv
         python cli.py extract --source s3://bucket/clips
-        python cli.py extract --videos my_clips/ --benchmark
+        python cli.py extract --videos my_clips/ --benchmark --save rates.json
         python cli.py extract --dataset msrvtt --videos /data/msrvtt --annotations /data/msrvtt_csv \\
             --model ViT-B-32 --pretrained openai
         python cli.py extract --dataset didemo --videos V --annotations A --long-captions windows
@@ -176,8 +177,11 @@ def extract(
         manifest = split_manifest(manifest, rule, settings, place.dataset_dir(manifest.name))
     if benchmark:
         from pipeline.extract.benchmark import benchmark as measure_rates
+        from pipeline.stores.atomic import write_json
 
         rates = measure_rates(manifest, settings)
+        if save:
+            write_json(save, rates.to_json())
         show(rates.to_json(), as_json, str(rates))
         return
     from pipeline.extract.corpus import extract_manifest

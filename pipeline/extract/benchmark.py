@@ -5,6 +5,7 @@ its processes and nobody encoding, encoding on frames that are there already, an
 thrown away.
 """
 
+import os
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +34,12 @@ class Rates:
     decode_seconds: float
     encode_seconds: float
     whole_seconds: float
+    workers: int
+    """Decoding processes."""
+    file_bytes: int
+    """Of the clips' local files."""
+    device: str
+    model: str
 
     @property
     def overhead(self) -> float:
@@ -83,7 +90,18 @@ def benchmark(
         extract(chosen, Path(folder) / "store", settings, encoder=encoder)
         whole_seconds = time.perf_counter() - started
     failed = len(chosen.entries) - len(decoded)
-    return Rates(len(decoded), failed, len(frames), decode_seconds, encode_seconds, whole_seconds)
+    return Rates(
+        len(decoded),
+        failed,
+        len(frames),
+        decode_seconds,
+        encode_seconds,
+        whole_seconds,
+        workers=settings.worker_count,
+        file_bytes=sum(os.path.getsize(path) for path in map(chosen.resolve, chosen.entries) if os.path.isfile(path)),
+        device=str(encoder.device),
+        model=encoder.settings["model"],
+    )
 
 
 def _decode(manifest: Manifest, settings: ExtractSettings, encoder: Encoder) -> list[Decoded]:
