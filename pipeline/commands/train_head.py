@@ -8,6 +8,7 @@ import typer
 from pipeline.commands.config_file import ConfigOption, keep
 from pipeline.commands.options import (
     DatasetOption,
+    DeviceOption,
     EncoderOption,
     EpochsOption,
     JsonOption,
@@ -60,6 +61,7 @@ def train_head(
         float, typer.Option(max=1, help="Learning rate of a block relative to the block above it")
     ] = 1.0,
     low_memory: Annotated[bool, typer.Option("--low-memory", help="Gradient checkpointing in CLIP's blocks")] = False,
+    device: DeviceOption = "auto",
     devices: Annotated[
         int, typer.Option(min=1, max=1024, help="GPUs (or CPU processes) of each machine; they share --batch-size")
     ] = 1,
@@ -116,7 +118,7 @@ def train_head(
         if clip_lr is not None:
             given["clip_lr"] = clip_lr
         task = FinetuneTask(tune_settings(chosen, "end-to-end" if end_to_end else train_blocks, **given))
-    options = RunOptions(run, start_from, devices=devices, num_nodes=num_nodes)
+    options = RunOptions(run, start_from, device=device, devices=devices, num_nodes=num_nodes)
     if not is_first_process():  # of several devices: the first one reports
         train_head(place, chosen, made, settings, task, retrieval_metrics, options)
         return

@@ -15,6 +15,7 @@ from lightning_fabric.utilities import rank_zero_only
 
 from dits_head.config import HeadConfig
 from dits_head.head import RetrievalHead, build_head
+from pipeline.device import resolve_device
 from pipeline.errors import BadInput, FingerprintMismatch
 from pipeline.fingerprint import describe_difference, fingerprint
 from pipeline.resolve import ResolvedStore, open_head
@@ -38,6 +39,8 @@ class RunOptions:
     """Another run of the same data set whose equally named weights this one begins with."""
     for_tables: bool = False
     """A run of `reproduce`, which no later command takes unless it is named."""
+    device: str = "auto"
+    """Where it runs, as `resolve_device` takes it; of several devices, their type."""
     devices: int = 1
     """GPUs, or CPU processes, of each machine. They share the batch, so a run's result does not depend on them."""
     num_nodes: int = 1
@@ -102,9 +105,10 @@ def train_head(
     head = _new_head(workspace, chosen, config, settings.seed, options.start_from)
     model = task.build(workspace, chosen, head)
     run_dir.mkdir(parents=True, exist_ok=True)
+    device = resolve_device(options.device)
     fabric = Fabric(
-        accelerator=accelerator(),
-        devices=options.devices,
+        accelerator=device.type,
+        devices=options.devices if device.index is None or options.world > 1 else [device.index],
         num_nodes=options.num_nodes,
         precision=task.precision,
         loggers=_loggers(run_dir),
@@ -189,11 +193,6 @@ def _loggers(run_dir: Path) -> TensorBoardLogger:
 def is_first_process() -> bool:
     """Whether this process reports: of those that several devices or machines run, the one of rank 0."""
     return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
-
-
-def accelerator() -> str:
-    """A GPU of CUDA where there is one, else the CPU, as in stage 1: Apple's lacks the float64 of the schedule."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def peak_memory_mb() -> float:

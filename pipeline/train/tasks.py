@@ -9,13 +9,13 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor, nn
 
 from dits_head.distill import Student
 from dits_head.head import RetrievalHead
 from dits_head.inference import align_texts
+from pipeline.device import free_bytes
 from pipeline.errors import BadInput
 from pipeline.resolve import ResolvedStore, open_head
 from pipeline.train.batches import BatchSource, PairData, Split
@@ -123,13 +123,6 @@ def score_split(head: RetrievalHead, data: PairData, measure: Measure) -> Mappin
     frames = torch.from_numpy(data.frame_embeds[:]).to(device, torch.float32)
     texts, mask = (torch.from_numpy(array).to(device) for array in (data.text_embeds, data.frame_mask))
     return measure(head.score(texts, frames, mask).cpu().numpy(), data.text_to_video)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on `device`."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 @contextmanager
