@@ -1,4 +1,4 @@
-"""Ten steps of a head and towers on N processes, as its own script: `python devices_script.py RUN_DIR DEVICES HEAD`.
+"""Ten steps of a head and towers on N processes, as its own script: `devices_script.py RUN_DIR DEVICES HEAD [cuda]`.
 
 Writes losses.json (a number a step) and final.pt. Two texts say the same and lie in parts of different devices.
 """
@@ -55,11 +55,12 @@ class ToyInputs:
         return torch.from_numpy(self.data.text_embeds[rows]), torch.ones(len(rows), dtype=torch.long)
 
 
-def run(run_dir: Path, devices: int, head: str) -> None:
-    fabric = Fabric(accelerator="cpu", devices=devices)
+def run(run_dir: Path, devices: int, head: str, accelerator: str = "cpu") -> None:
+    fabric = Fabric(accelerator=accelerator, devices=devices)
     fabric.launch()
     torch.manual_seed(0)
     model = Recorded(build_head(HeadConfig(head=head, dim=DIM, T=3, blocks=1, **SETTINGS[head])), Towers())
+    model.to(fabric.device)
     data = replace(toy_pairs(), sentence=np.arange(120) // 3)
     source = JointSource(data, ToyInputs(data), fabric.device, fabric.global_rank, fabric.world_size)
     loop.train(
@@ -83,4 +84,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    run(folder, int(sys.argv[2]), sys.argv[3])
+    run(folder, int(sys.argv[2]), *sys.argv[3:])
