@@ -1,6 +1,6 @@
 """Every stage on one device in one table: rates, peak memory, and the fraction of what the device can do.
 
-    python benchmarks/bench_gpu.py --out docs/results/gpu.md        # `make bench-gpu`: under ten minutes on one H100
+    python benchmarks/bench_gpu.py --out bench-gpu.md               # `make bench-gpu`: under ten minutes on one H100
     python benchmarks/bench_gpu.py --device cpu --tiny              # a dry run: does every line still work?
 
 Needs no network and no data; what is missing (open_clip, FAISS, PyAV) leaves its lines out, and the table says so. The
