@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo extract train-head index evaluate search reindex test test-slow lint types docs check clean
+.PHONY: help install demo extract train-head index evaluate search reindex test test-slow test-gpu bench-gpu lint types docs check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -38,6 +38,12 @@ test: $(INSTALLED) ## the tests (a few minutes on two cores)
 
 test-slow: $(INSTALLED) ## the slow tests: chaos, fuzz, full-size runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow --timeout=3000
+
+test-gpu: $(INSTALLED) ## parity of every stage on a GPU (skips, with the reason, where there is none)
+	$(BIN)/python -m pytest -rs tests/gpu -k "cuda or gpu"
+
+bench-gpu: $(INSTALLED) ## every stage on a GPU in one table, bench-gpu.md
+	$(BIN)/python benchmarks/bench_gpu.py --out bench-gpu.md
 
 lint: $(INSTALLED) ## ruff, rules and formatting
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

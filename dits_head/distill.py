@@ -29,8 +29,8 @@ class Student(nn.Module):
 
     def training_loss(
         self, text_embeds: Tensor, frame_embeds: Tensor, frame_mask: Tensor, positives: Tensor, targets: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """As `RetrievalHead.training_loss`; targets (B, D): the teacher's aligned texts."""
         aligned = self.head.align_text_training(text_embeds)  # (B, D)
         loss = 1 - (normalise(aligned) * normalise(targets)).sum(-1).mean()
-        return loss, {"distill": loss.item()}
+        return loss, {"distill": loss.detach()}

@@ -170,7 +170,7 @@ class RetrievalHead(nn.Module):
         *,
         positives: Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch of matching pairs: text i belongs to video i.
 
         Args:
@@ -181,7 +181,8 @@ class RetrievalHead(nn.Module):
             generator: Where all random numbers, dropout included, come from; None: torch's global generator.
 
         Returns:
-            The loss, and its unweighted parts by name.
+            The loss, and its unweighted parts by name, without gradients. They stay on the device: reading one waits
+            for it.
         """
         with torch.no_grad():
             self.logit_scale.clamp_(max=MAX_LOG_SCALE)
@@ -202,7 +203,7 @@ class RetrievalHead(nn.Module):
             TrainingBatch(text, frame_embeds, frame_mask, generator, pool, index_cosines, contrast)
         )
         loss = torch.stack([weight * value for weight, value in parts.values()]).sum()
-        return loss, {name: value.item() for name, (_, value) in parts.items()}
+        return loss, {name: value.detach() for name, (_, value) in parts.items()}
 
     def align_text_training(self, text_embeds: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """`align_text` with gradients and, in training mode, the noise of training: (B, D) -> (B, D)."""

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from dits_head.gather import gather_rows
 from dits_head.head import RetrievalHead
 
 
@@ -36,11 +37,21 @@ class JointModel(nn.Module):
         frame_inputs: Tensor,
         frame_mask: Tensor,
         positives: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, float]]:
-        """The head's loss on the embeddings that the towers make of a batch of B pairs; frame_mask (B, F)."""
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The head's loss on the embeddings that the towers make of a batch of B pairs.
+
+        On several devices the towers embed the device's own b = B / devices pairs, and the head sees all B.
+
+        Args:
+            text_inputs: (b, ...) what enters the text tower.
+            text_lengths: (b,) tokens of each text.
+            frame_inputs: (b, F, ...) what enters the image tower.
+            frame_mask: (B, F) bool.
+            positives: (B, B) bool, as in `RetrievalHead.training_loss`.
+        """
         towers: Towers = self.towers  # type: ignore[assignment]
-        texts = towers.text_embeds(text_inputs, text_lengths)  # (B, D)
-        frames = towers.frame_embeds(frame_inputs)  # (B, F, D)
+        texts = gather_rows(towers.text_embeds(text_inputs, text_lengths))  # (B, D)
+        frames = gather_rows(towers.frame_embeds(frame_inputs))  # (B, F, D)
         return self.head.training_loss(texts, frames, frame_mask, positives=positives)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dits_head.config import HeadConfig
 from dits_head.head import RetrievalHead, build_head
@@ -15,6 +15,9 @@ from pipeline.stores.features import FeatureStore
 from pipeline.stores.integrity import read_json
 from pipeline.stores.manifest import read_manifest
 from pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    import torch
 
 ZERO_SHOT = "zero-shot"  # the run name of plain mean pooling, which needs no training
 
@@ -37,6 +40,10 @@ class ResolvedHead:
     head: RetrievalHead
     record: dict[str, Any]
     head_dir: Path | None = None
+
+    def to(self, device: "torch.device") -> "ResolvedHead":
+        """The same, its head on `device`: whatever is computed with it runs there."""
+        return replace(self, head=self.head.to(device))
 
 
 def encoder_name(model: str, pretrained: str | None) -> str:

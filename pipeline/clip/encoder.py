@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.device import resolve_device
 from pipeline.errors import BadInput
 from pipeline.frame_size import FrameSize
 
@@ -117,7 +118,7 @@ def load_encoder(
     """
     from pipeline.clip.loading import build_model, has_quick_gelu, weights_digest
 
-    device = _device(device)
+    device = str(resolve_device(device))
     clip, tokenizer, source = build_model(model, pretrained, quick_gelu=quick_gelu, random_seed=random_seed)
     settings: dict[str, Any] = {
         "model": model,
@@ -142,19 +143,6 @@ def _describe_preprocessing(preprocess: Any) -> dict[str, Any]:
         "mean": [round(float(value), 8) for value in preprocess["mean"]],
         "std": [round(float(value), 8) for value in preprocess["std"]],
     }
-
-
-def _device(device: str) -> str:
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadInput(f"device {device!r} cannot be used ({reason})", fix="give --device cpu, or auto") from None
-    return device
 
 
 def _cast(clip: Any, device: str, precision: str) -> tuple[Any, str]:

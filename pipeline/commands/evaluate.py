@@ -6,6 +6,7 @@ import typer
 
 from pipeline.commands.options import (
     DatasetOption,
+    DeviceOption,
     EncoderOption,
     HeadDirOption,
     JsonOption,
@@ -34,6 +35,7 @@ def evaluate(
     head_dir: HeadDirOption = None,
     dataset: DatasetOption = None,
     encoder: EncoderOption = None,
+    device: DeviceOption = "auto",
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -47,12 +49,13 @@ def evaluate(
     memory_bytes = size_in_bytes(memory_limit)
     place = Workspace.locate(workspace)
 
+    from pipeline.device import resolve_device
     from pipeline.evaluate.evaluation import Options
     from pipeline.evaluate.run import evaluate_chosen
     from pipeline.resolve import resolve_head, resolve_store
 
     chosen = resolve_store(place, dataset, encoder)
-    head = resolve_head(place, chosen, run, head_dir)
+    head = resolve_head(place, chosen, run, head_dir).to(resolve_device(device))
     post = [name for name, wanted in (("dual-softmax", dual_softmax), ("query-bank", query_bank)) if wanted]
     options = Options(ties=ties, memory_limit=memory_bytes, normalisations=post, shortlist=shortlist)
     evaluation, folder = evaluate_chosen(place, chosen, head, options, split=split, through_index=index, report=report)

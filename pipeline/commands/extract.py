@@ -11,6 +11,7 @@ from pipeline.commands.config_file import ConfigOption, keep
 from pipeline.commands.options import (
     DatasetOptions,
     Decoder,
+    DeviceOption,
     JsonOption,
     LongCaptions,
     Precision,
@@ -58,7 +59,7 @@ def extract(
         bool | None,
         typer.Option("--quick-gelu/--no-quick-gelu", help="Activation of a weights file that does not state it"),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: DeviceOption = "auto",
     precision: Annotated[Precision, typer.Option(help="Of the encoder")] = "auto",
     num_frames: Annotated[
         int | None,

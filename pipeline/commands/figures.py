@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.options import DatasetOption, EncoderOption, JsonOption, WorkspaceOption, show
+from pipeline.commands.options import DatasetOption, DeviceOption, EncoderOption, JsonOption, WorkspaceOption, show
 from pipeline.workspace import Workspace
 
 
@@ -13,6 +13,7 @@ def figures(
     against: Annotated[str | None, typer.Option(help="Draw the change in cosine against this run too")] = None,
     dataset: DatasetOption = None,
     encoder: EncoderOption = None,
+    device: DeviceOption = "auto",
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -24,12 +25,14 @@ def figures(
     """
     place = Workspace.locate(workspace)
 
+    from pipeline.device import resolve_device
     from pipeline.experiments.figures import draw_figures
     from pipeline.resolve import resolve_head, resolve_store
 
     chosen = resolve_store(place, dataset, encoder)
-    heads = [resolve_head(place, chosen, name) for name in run or (None,)]
-    base = resolve_head(place, chosen, against) if against else None
+    where = resolve_device(device)
+    heads = [resolve_head(place, chosen, name).to(where) for name in run or (None,)]
+    base = resolve_head(place, chosen, against).to(where) if against else None
     drawn = draw_figures(place, chosen, heads, base)
     files = [str(path) for path in drawn.files]
     show({"gaps": drawn.means, "files": files}, as_json, "\n".join([drawn.table, *files]))

@@ -6,6 +6,7 @@ import typer
 
 from pipeline.commands.options import (
     DatasetOption,
+    DeviceOption,
     EncoderOption,
     HeadDirOption,
     JsonOption,
@@ -42,6 +43,7 @@ def index(
     head_dir: HeadDirOption = None,
     dataset: DatasetOption = None,
     encoder: EncoderOption = None,
+    device: DeviceOption = "auto",
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -61,13 +63,14 @@ def index(
     search_parameters = numbers(pairs(search_, "--search"), "--search")
     place = Workspace.locate(workspace)
 
+    from pipeline.device import resolve_device
     from pipeline.resolve import resolve_head, resolve_store
     from pipeline.retrieve.autotune import Requirements
     from pipeline.retrieve.corpus import autotune_spec, build_corpus_index
     from pipeline.retrieve.index import IndexSpec
 
     chosen = resolve_store(place, dataset, encoder)
-    head = resolve_head(place, chosen, run, head_dir)
+    head = resolve_head(place, chosen, run, head_dir).to(resolve_device(device))
     if by_need:
         required = Requirements(0.95 if recall is None else recall, memory_bytes, latency_ms)
         spec = autotune_spec(place, chosen, head, required, gpu=gpu)

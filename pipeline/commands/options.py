@@ -32,6 +32,7 @@ EncoderOption = Annotated[str | None, typer.Option("--encoder", help="Folder nam
 RunOption = Annotated[str | None, typer.Option("--run", help="Head: a run's name, or zero-shot [default: the last]")]
 HeadDirOption = Annotated[Path | None, typer.Option("--head-dir", help="Head: any folder with config.json")]
 IndexOption = Annotated[str | None, typer.Option("--index", help="Index, by its name [default: the one built last]")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
 ShortlistOption = Annotated[
     int, typer.Option("--shortlist", min=1, max=10**6, help="Candidates of the index that are re-ranked exactly")
 ]

@@ -8,6 +8,7 @@ import typer
 from pipeline.commands.config_file import ConfigOption, keep
 from pipeline.commands.options import (
     DatasetOption,
+    DeviceOption,
     EncoderOption,
     EpochsOption,
     JsonOption,
@@ -60,7 +61,13 @@ def train_head(
         float, typer.Option(max=1, help="Learning rate of a block relative to the block above it")
     ] = 1.0,
     low_memory: Annotated[bool, typer.Option("--low-memory", help="Gradient checkpointing in CLIP's blocks")] = False,
-    devices: Annotated[int, typer.Option(min=1, max=1024, help="GPUs (or CPU processes) of this machine")] = 1,
+    device: DeviceOption = "auto",
+    devices: Annotated[
+        int, typer.Option(min=1, max=1024, help="GPUs (or CPU processes) of each machine; they share --batch-size")
+    ] = 1,
+    num_nodes: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Machines; start the command on each by torchrun or Slurm")
+    ] = 1,
     run: Annotated[str | None, typer.Option(help="The run's name [default: head and fingerprint]")] = None,
     dataset: DatasetOption = None,
     encoder: EncoderOption = None,
@@ -79,6 +86,7 @@ def train_head(
         python cli.py train-head --paper-literal
         python cli.py train-head --head xpool --train-blocks 2
         python cli.py train-head --head dits --end-to-end
+        python cli.py train-head --head xpool --train-blocks 4 --devices 4 --batch-size 256
         python cli.py train-head --head dits --set T_prime=1 --distill dits-1a2b3c4d
         python cli.py train-head --config train.yaml --seed 1
     """
@@ -98,7 +106,7 @@ def train_head(
     from pipeline.train.finetune import FinetuneTask, remember_tuned, tune_settings
     from pipeline.train.loop import TrainSettings
     from pipeline.train.recipe import head_config, recipe
-    from pipeline.train.run import RunOptions, train_head
+    from pipeline.train.run import RunOptions, is_first_process, train_head
     from pipeline.train.tasks import DistillTask, HeadTask
 
     chosen = resolve_store(place, dataset, encoder)
@@ -110,7 +118,10 @@ def train_head(
         if clip_lr is not None:
             given["clip_lr"] = clip_lr
         task = FinetuneTask(tune_settings(chosen, "end-to-end" if end_to_end else train_blocks, **given))
-    options = RunOptions(run, start_from, devices=devices)
+    options = RunOptions(run, start_from, device=device, devices=devices, num_nodes=num_nodes)
+    if not is_first_process():  # of several devices: the first one reports
+        train_head(place, chosen, made, settings, task, retrieval_metrics, options)
+        return
     log.info(f"training {made.head} on {chosen.dataset}/{chosen.encoder}")
     with progress(made.head) as step:
         result = train_head(place, chosen, made, settings, task, retrieval_metrics, options, step)

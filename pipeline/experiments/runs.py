@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.device import resolve_device
 from pipeline.evaluate.rank_counts import counts_of
 from pipeline.experiments.tables import SYSTEMS
 from pipeline.stores.atomic import read_json, write_json
@@ -322,7 +323,7 @@ def _test_task(spec: RunSpec) -> None:
 
     workspace = Workspace(Path(spec.workspace))
     chosen = _open(spec)
-    chosen_head = resolve_head(workspace, chosen, run_name(spec))
+    chosen_head = resolve_head(workspace, chosen, run_name(spec)).to(resolve_device())
     videos, texts = chosen.store.videos("test"), chosen.store.texts("test")
     began = time.perf_counter()
     counts, clusters = counts_of(chosen_head.head, videos, texts.text_embeds, text_to_video(texts, videos))
@@ -344,7 +345,8 @@ def _measure_task(spec: RunSpec, name: str) -> None:
 
     workspace = Workspace(Path(spec.workspace))
     chosen = _open(spec)
-    write_json(_kept(spec, name), MEASURES[name](workspace, chosen, resolve_head(workspace, chosen, run_name(spec))))
+    head = resolve_head(workspace, chosen, run_name(spec)).to(resolve_device())
+    write_json(_kept(spec, name), MEASURES[name](workspace, chosen, head))
 
 
 def sensible_jobs() -> tuple[int, int]:

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from dits_head.head import RetrievalHead
+from pipeline.device import free_bytes, halving
 from pipeline.errors import BadInput, FingerprintMismatch
 from pipeline.stores.features import VideoFeatures
 
@@ -55,8 +56,10 @@ class Scorer:
             )  # fmt: skip
         self.head, self.videos = head.eval(), videos
         self.device = next(head.parameters()).device
-        self.block = self._fitting_block(memory_limit)
         self._held: tuple[int, Any] | None = None  # the block that is prepared: its start, and what scoring needs
+        self.block = self._fitting_block(memory_limit)
+        if self.device.type != "cpu" and len(self.videos):  # a device's memory is shared: what was free may be gone
+            _, self.block = halving(self._hold_first, self.block, LEAST_BLOCK)
 
     # -- memory --------------------------------------------------------------------------------------------------------
 
@@ -72,6 +75,8 @@ class Scorer:
 
     def _fitting_block(self, limit: int) -> int:
         """The largest block of videos (a multiple of 256) whose preparation fits; BadInput if none does."""
+        if self.device.type != "cpu":
+            limit = min(limit, free_bytes(self.device))
         least = 2 * min(LEAST_BLOCK, len(self.videos)) * self.video_bytes + WORKSPACE
         if limit < least:
             what = "--memory-limit is too small for the smallest block"
@@ -154,6 +159,11 @@ class Scorer:
             self._held = None  # let go of the old one first
             self._held = start, self._prepare(np.arange(start, min(start + self.block, len(self.videos))))
         return self._held
+
+    def _hold_first(self, size: int) -> None:
+        """Prepare the gallery's first `size` videos; the block before is let go of first."""
+        self._held = None
+        self._held = 0, self._prepare(np.arange(min(size, len(self.videos))))
 
     def _rows(self, wanted: NDArray[np.int64]) -> Any:
         """Prepared videos of any rows: taken from the block if one holds the whole gallery."""

@@ -48,7 +48,8 @@ class BatchSource:
     """Batches on one device.
 
     The features are read into its memory once, in order, if they take at most `resident_fraction` of the `free_bytes`
-    there; otherwise they stay mapped from disk and are copied batch by batch.
+    there; otherwise they stay mapped from disk and are copied batch by batch. What makes a batch of resident features
+    is gathered on the device, from pairs that were copied there once an epoch: no step waits for the host.
     """
 
     def __init__(self, data: PairData, device: torch.device, free_bytes: int, resident_fraction: float = 0.5):
@@ -56,17 +57,18 @@ class BatchSource:
         self.resident = data.frame_embeds.nbytes + data.text_embeds.nbytes <= resident_fraction * free_bytes
         self._frames = torch.from_numpy(data.frame_embeds[:]).to(device) if self.resident else data.frame_embeds
         self._texts = torch.from_numpy(data.text_embeds).to(device if self.resident else "cpu")
-        self._mask = torch.from_numpy(data.frame_mask)
-        self._video, self._sentence = data.text_to_video, data.sentence
+        self._mask, self._video, self._sentence = (
+            torch.from_numpy(array).to(device) for array in (data.frame_mask, data.text_to_video, data.sentence)
+        )
 
     def __len__(self) -> int:
         return len(self._texts)
 
     def batches(self, batches: Sequence[np.ndarray]) -> Iterator[dict[str, Tensor]]:
-        return map(self.batch, batches)
+        return (self.batch(pairs) for pairs in torch.from_numpy(np.stack(batches)).to(self.device))
 
-    def batch(self, pairs: np.ndarray) -> dict[str, Tensor]:
-        """Gather B pairs, given as rows of texts.
+    def batch(self, pairs: Tensor) -> dict[str, Tensor]:
+        """Gather B pairs, given as rows (B,) of texts.
 
         Returns:
             text_embeds (B, D) and frame_embeds (B, F, D) in float32, frame_mask (B, F), and positives (B, B): True
@@ -74,37 +76,33 @@ class BatchSource:
         """
         video = self._video[pairs]
         if isinstance(self._frames, Tensor):
-            frames = self._frames[torch.from_numpy(video).to(self.device)]
+            frames = self._frames[video]
         else:
-            frames = torch.from_numpy(self._frames[video])
-        texts = self._texts[torch.from_numpy(pairs).to(self._texts.device)]
+            frames = torch.from_numpy(self._frames[video.cpu().numpy()])
+        texts = self._texts[pairs.to(self._texts.device)]
         return {
             "text_embeds": texts.to(self.device, torch.float32),
             "frame_embeds": frames.to(self.device, torch.float32),
-            "frame_mask": self._mask[torch.from_numpy(video)].to(self.device),
-            "positives": positives(video, self._sentence[pairs]).to(self.device),
+            "frame_mask": self._mask[video],
+            "positives": positives(video, self._sentence[pairs]),
         }
 
 
-def positives(video: np.ndarray, sentence: np.ndarray) -> Tensor:
+def positives(video: Tensor, sentence: Tensor) -> Tensor:
     """(B,), (B,) -> (B, B) bool: the same video or the same sentence; such pairs are no negatives of each other."""
-    return torch.from_numpy((video[:, None] == video) | (sentence[:, None] == sentence))
+    return (video[:, None] == video) | (sentence[:, None] == sentence)
 
 
-def epoch_batches(
-    pairs: int, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1
-) -> list[np.ndarray]:
-    """Shuffle the rows 0 to pairs - 1 by (seed, epoch) and cut them into batches.
+def epoch_batches(pairs: int, batch_size: int, seed: int, epoch: int, devices: int = 1) -> list[np.ndarray]:
+    """Shuffle the rows 0 to pairs - 1 by (seed, epoch) and cut them into batches, which all devices share.
 
-    The last, incomplete batch is dropped (its contrastive loss would have fewer negatives), unless it is the only one.
-    Over several devices, each step's `batch_size * world` pairs are dealt out: device r takes the r-th part.
+    The last, incomplete batch is dropped (its contrastive loss would have fewer negatives), unless it is the only one;
+    that one is cut to a multiple of `devices`.
     """
     order = np.random.default_rng([seed, epoch]).permutation(pairs)
-    whole = batch_size * world
-    if pairs < whole:
-        return [order[rank::world]]
-    steps = order[: pairs // whole * whole].reshape(-1, world, batch_size)
-    return list(steps[:, rank])
+    if pairs < batch_size:
+        return [order[: pairs // devices * devices]]
+    return list(order[: pairs // batch_size * batch_size].reshape(-1, batch_size))
 
 
 Split = tuple[VideoFeatures, TextFeatures]

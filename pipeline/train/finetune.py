@@ -70,6 +70,7 @@ class FinetuneTask(HeadTask):
     """
 
     clip: TrainableClip
+    shares_batch = True
 
     def __init__(self, tune: TuneSettings):
         self.tune = tune
@@ -89,8 +90,8 @@ class FinetuneTask(HeadTask):
     def to(self, device: torch.device, devices: int) -> None:
         self.clip.to(device, devices)
 
-    def source(self, split: Split, device: torch.device) -> Source:
-        return JointSource(PairData.of(*split), self.clip.inputs(*split, keep=True), device)
+    def source(self, split: Split, device: torch.device, rank: int, world: int) -> Source:
+        return JointSource(PairData.of(*split), self.clip.inputs(*split, keep=True), device, rank, world)
 
     def parameter_groups(self, model: Any, settings: TrainSettings) -> Sequence[dict[str, Any]]:
         levels, tune = self.clip.towers.levels(), self.tune

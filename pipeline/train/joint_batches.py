@@ -29,27 +29,35 @@ class Inputs(Protocol):
 
 
 class JointSource:
-    """Batches for `JointModel.training_loss`, in the order of the pairs of `data`."""
+    """Batches for `JointModel.training_loss` on device `rank` of `world`, in the order of the pairs of `data`.
 
-    def __init__(self, data: PairData, inputs: Inputs, device: torch.device):
+    The device's towers embed its own pairs, the rank-th of `world` equal parts of each batch; mask and positives are
+    those of the whole batch.
+    """
+
+    def __init__(self, data: PairData, inputs: Inputs, device: torch.device, rank: int = 0, world: int = 1):
         self._data, self._inputs, self._device = data, inputs, device
+        self._rank, self._world = rank, world
 
     def __len__(self) -> int:
         return len(self._data)
 
     def batches(self, batches: Sequence[np.ndarray]) -> Iterator[Mapping[str, Tensor]]:
         """For each array of B pairs, given as rows of texts. A video that several pairs share is read once."""
-        videos = [self._data.text_to_video[pairs] for pairs in batches]
+        own = [np.split(pairs, self._world)[self._rank] for pairs in batches]
+        videos = [self._data.text_to_video[pairs] for pairs in own]
         distinct, places = zip(*(np.unique(video, return_inverse=True) for video in videos), strict=True)
         all_frames = self._inputs.frame_inputs(distinct)
-        for pairs, video, place, frames in zip(batches, videos, places, all_frames, strict=True):
-            texts, lengths = self._inputs.text_inputs(pairs)
+        for pairs, mine, place, frames in zip(batches, own, places, all_frames, strict=True):
+            texts, lengths = self._inputs.text_inputs(mine)
+            video = torch.from_numpy(self._data.text_to_video[pairs])
+            sentence = torch.from_numpy(self._data.sentence[pairs])
             yield {
                 "text_inputs": texts.to(self._device),
                 "text_lengths": lengths.to(self._device),
                 "frame_inputs": frames.to(self._device)[torch.from_numpy(place).to(self._device)],
-                "frame_mask": torch.from_numpy(self._data.frame_mask[video]).to(self._device),
-                "positives": positives(video, self._data.sentence[pairs]).to(self._device),
+                "frame_mask": torch.from_numpy(self._data.frame_mask)[video].to(self._device),
+                "positives": positives(video, sentence).to(self._device),
             }
 
 

@@ -6,7 +6,7 @@ resume needs.
 
 A run folder can be killed at any moment; what stands in it decides how the next start goes on: `config.json` (done),
 `resume.json` (go on from there, to the same weights as an uninterrupted run), or nothing. Chance is drawn from
-(seed, step, device) anew at each step, so no generator's state has to be kept.
+(seed, step) anew at each step, so no generator's state has to be kept.
 """
 
 import json
@@ -53,7 +53,7 @@ class TrainSettings:
     epochs: int = 5
     """Passes over all captions of the training split."""
     batch_size: int = 32
-    """Caption-video pairs a step, on each device."""
+    """Caption-video pairs a step, over all devices."""
     weight_decay: float = 0.2
     """Of matrices; biases, norms and scalars have none."""
     warmup: float = 0.1
@@ -108,7 +108,7 @@ def train(
     """Train `model` and leave it with the weights of its best epoch.
 
     Args:
-        model: Has `training_loss(**batch) -> (loss, {name: float})` for the source's batches.
+        model: Has `training_loss(**batch) -> (loss, {name: loss})` for the source's batches.
         groups: AdamW's parameter groups, each with an `lr_scale` on the learning rate.
         run_dir: Where the state for resume, metrics and, through `fabric`, TensorBoard events go.
         identity: Everything that makes this run what it is (head, encoder, settings).
@@ -121,19 +121,25 @@ def train(
 
     Raises:
         FingerprintMismatch: `run_dir` holds an unfinished run of another identity.
-        RuntimeError: The gradient is no longer finite.
+        RuntimeError: The gradient is no longer finite; found when something is logged or kept.
     """
+    world = fabric.world_size
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
     state = RunState.begin_or_resume(run_dir, identity, model, optimizer)
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     wrapped.mark_forward_method("training_loss")
-    rank, world = fabric.global_rank, fabric.world_size
-    per_epoch = len(epoch_batches(len(source), settings.batch_size, settings.seed, 0, rank, world))
+    per_epoch = len(epoch_batches(len(source), settings.batch_size, settings.seed, 0, world))
     steps = per_epoch * settings.epochs
     clock = time.monotonic()
+    finite = torch.ones((), dtype=torch.bool, device=fabric.device)  # looked at now and then: reading it waits
+
+    def require_finite() -> None:
+        if not finite:
+            raise RuntimeError(f"non-finite gradient at or before step {state.step}; try a lower --lr")
 
     def keep(validated: bool) -> None:
         nonlocal clock
+        require_finite()
         now = time.monotonic()
         state.seconds, clock = state.seconds + now - clock, now
         if fabric.is_global_zero:
@@ -142,23 +148,28 @@ def train(
     while state.step < steps:
         epoch, done = divmod(state.step, per_epoch)
         model.train()
-        outstanding = epoch_batches(len(source), settings.batch_size, settings.seed, epoch, rank, world)[done:]
+        outstanding = epoch_batches(len(source), settings.batch_size, settings.seed, epoch, world)[done:]
         for batch in source.batches(outstanding):
-            torch.manual_seed((settings.seed * 1_000_003 + state.step) * world + rank)
+            torch.manual_seed(settings.seed * 1_000_003 + state.step)  # the same on every device, as its loss is
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(state.step, steps, settings) * group["lr_scale"]
             loss, terms = wrapped.training_loss(**batch)
             wrapped_optimizer.zero_grad(set_to_none=True)
             fabric.backward(loss)
-            fabric.clip_gradients(wrapped, wrapped_optimizer, max_norm=settings.clip_norm, error_if_nonfinite=True)
+            norm = fabric.clip_gradients(
+                wrapped, wrapped_optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False
+            )
+            finite.logical_and_(torch.isfinite(norm))
             wrapped_optimizer.step()
             state.step += 1
             if state.step % LOG_EVERY == 0:
-                fabric.log_dict({f"train/{name}": value for name, value in terms.items()}, state.step)
+                require_finite()
+                fabric.log_dict({f"train/{name}": value.item() for name, value in terms.items()}, state.step)
             if progress:
                 progress(state.step, steps, f"epoch {epoch + 1}/{settings.epochs}")
             if state.step % per_epoch and time.monotonic() - clock > RESUME_EVERY:
                 keep(validated=False)
+        require_finite()
         with evaluating(model):
             scores = {name: float(value) for name, value in validate(model).items()}
         fabric.log_dict({f"val/{name}": value for name, value in scores.items()}, state.step)

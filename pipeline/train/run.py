@@ -1,5 +1,6 @@
 """One run of stage 2, whatever its task: split, model, training, checkpoint, record."""
 
+import logging
 import resource
 import shutil
 import sys
@@ -12,9 +13,11 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
+from lightning_fabric.utilities import rank_zero_only
 
 from dits_head.config import HeadConfig
 from dits_head.head import RetrievalHead, build_head
+from pipeline.device import resolve_device
 from pipeline.errors import BadInput, FingerprintMismatch
 from pipeline.fingerprint import describe_difference, fingerprint
 from pipeline.resolve import ResolvedStore, open_head
@@ -24,6 +27,8 @@ from pipeline.train.batches import training_features
 from pipeline.train.loop import Progress, TrainSettings, train
 from pipeline.train.tasks import HeadTask, Measure
 from pipeline.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,22 @@ class RunOptions:
     """Another run of the same data set whose equally named weights this one begins with."""
     for_tables: bool = False
     """A run of `reproduce`, which no later command takes unless it is named."""
+    device: str = "auto"
+    """Where it runs, as `resolve_device` takes it; of several devices, their type."""
     devices: int = 1
-    """GPUs, or CPU processes, of this machine."""
+    """GPUs, or CPU processes, of each machine. They share the batch, so a run's result does not depend on them."""
+    num_nodes: int = 1
+    """Machines. Each starts the same command, under torchrun or Slurm, which tell a process where it stands."""
 
     def __post_init__(self) -> None:
-        if self.devices < 1:
-            raise BadInput("--devices", expected="1 or more", got=self.devices)
+        for name in ("devices", "num_nodes"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"--{name.replace('_', '-')}", expected="1 or more", got=getattr(self, name))
+
+    @property
+    def world(self) -> int:
+        """Devices of all machines."""
+        return self.devices * self.num_nodes
 
 
 def train_head(
@@ -66,9 +81,15 @@ def train_head(
 
     Raises:
         FingerprintMismatch: The run's folder holds a run of other settings.
-        BadInput: The store or another run lacks what the task needs.
+        BadInput: The store or another run lacks what the task needs, or the devices cannot share a batch equally.
     """
     options = options or RunOptions()
+    if settings.batch_size % options.world:
+        raise BadInput(
+            "--batch-size",
+            expected=f"a multiple of the {options.world} devices, which share it",
+            got=settings.batch_size,
+        )
     identity = {
         "head": config.to_dict(),
         "encoder": chosen.store.settings,
@@ -86,16 +107,23 @@ def train_head(
     head = _new_head(workspace, chosen, config, settings.seed, options.start_from)
     model = task.build(workspace, chosen, head)
     run_dir.mkdir(parents=True, exist_ok=True)
+    device = resolve_device(options.device)
     fabric = Fabric(
-        accelerator=accelerator(), devices=options.devices, precision=task.precision, loggers=_loggers(run_dir)
+        accelerator=device.type,
+        devices=options.devices if device.index is None or options.world > 1 else [device.index],
+        num_nodes=options.num_nodes,
+        precision=task.precision,
+        loggers=_loggers(run_dir),
     )
     fabric.launch()
+    if fabric.world_size > 1 and fabric.is_global_zero:
+        log.info(_shares(settings.batch_size, fabric.world_size, task))
     model = model.to(fabric.device)
     task.to(fabric.device, options.devices)
     with _no_empty_run(run_dir), task.threads(fabric.device):
         state = train(
             model,
-            task.source(train_split, fabric.device),
+            task.source(train_split, fabric.device, fabric.global_rank, fabric.world_size),
             task.parameter_groups(model, settings),
             settings,
             run_dir,
@@ -164,13 +192,20 @@ def _summary(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _shares(batch_size: int, world: int, task: HeadTask) -> str:
+    text = f"a step's {batch_size} pairs on {world} devices"
+    if task.shares_batch:
+        return f"{text}: {batch_size // world} each, every one a negative of all others"
+    return f"{text}, all of them on each: a head alone trains no faster on several devices, which are for CLIP"
+
+
 def _loggers(run_dir: Path) -> TensorBoardLogger:
     return TensorBoardLogger(run_dir, name="events", version="")
 
 
-def accelerator() -> str:
-    """A GPU of CUDA where there is one, else the CPU, as in stage 1: Apple's lacks the float64 of the schedule."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def is_first_process() -> bool:
+    """Whether this process reports: of those that several devices or machines run, the one of rank 0."""
+    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
 
 def peak_memory_mb() -> float:

@@ -9,13 +9,13 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor, nn
 
 from dits_head.distill import Student
 from dits_head.head import RetrievalHead
 from dits_head.inference import align_texts
+from pipeline.device import free_bytes
 from pipeline.errors import BadInput
 from pipeline.resolve import ResolvedStore, open_head
 from pipeline.train.batches import BatchSource, PairData, Split
@@ -36,6 +36,7 @@ class HeadTask:
 
     label = ""  # joins the run's default name
     precision: Any = "32-true"  # Fabric's
+    shares_batch = False  # whether several devices share the work of a batch
 
     def identity(self) -> dict[str, Any]:
         """What the run is made of, beside head, encoder, settings and start."""
@@ -49,8 +50,9 @@ class HeadTask:
     def to(self, device: torch.device, devices: int) -> None:
         """Work on `device`, one of `devices` that share this machine; the model is there already."""
 
-    def source(self, split: Split, device: torch.device) -> Source:
-        """Batches of the training split."""
+    def source(self, split: Split, device: torch.device, rank: int, world: int) -> Source:
+        """Batches of the training split for device `rank` of `world`. Of a head alone each device takes all pairs: the
+        head is small, its loss needs every pair with every video, and so nothing has to be sent."""
         return BatchSource(PairData.of(*split), device, free_bytes(device))
 
     def parameter_groups(self, model: Any, settings: TrainSettings) -> Sequence[dict[str, Any]]:
@@ -95,7 +97,7 @@ class DistillTask(HeadTask):
         head.start_from(self._teacher.state_dict())
         return Student(head)
 
-    def source(self, split: Split, device: torch.device) -> Source:
+    def source(self, split: Split, device: torch.device, rank: int, world: int) -> Source:
         _, texts = split
         aligned = align_texts(self._teacher.to(device), texts.text_embeds)
         return TeacherSource(BatchSource(PairData.of(*split), device, free_bytes(device)), aligned)
@@ -111,9 +113,8 @@ class TeacherSource:
         return len(self._source)
 
     def batches(self, batches: Sequence[np.ndarray]) -> Iterator[dict[str, Tensor]]:
-        for pairs in batches:
-            targets = self._aligned[torch.from_numpy(pairs)].to(self._source.device)
-            yield {**self._source.batch(pairs), "targets": targets}
+        for pairs, batch in zip(batches, self._source.batches(batches), strict=True):
+            yield {**batch, "targets": self._aligned[pairs].to(self._source.device)}
 
 
 def score_split(head: RetrievalHead, data: PairData, measure: Measure) -> Mapping[str, float]:
@@ -122,13 +123,6 @@ def score_split(head: RetrievalHead, data: PairData, measure: Measure) -> Mappin
     frames = torch.from_numpy(data.frame_embeds[:]).to(device, torch.float32)
     texts, mask = (torch.from_numpy(array).to(device) for array in (data.text_embeds, data.frame_mask))
     return measure(head.score(texts, frames, mask).cpu().numpy(), data.text_to_video)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on `device`."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 @contextmanager

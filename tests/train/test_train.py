@@ -29,9 +29,8 @@ def test_an_epoch_visits_every_pair_once_and_follows_from_the_seed():
     assert len(set(rows.tolist())) == 100  # the incomplete batch is dropped
     assert all(np.array_equal(a, b) for a, b in zip(batches, epoch_batches(103, 10, seed=1, epoch=2), strict=True))
     assert not np.array_equal(rows, np.concatenate(epoch_batches(103, 10, seed=1, epoch=3)))
-    dealt = [np.concatenate(epoch_batches(103, 5, seed=1, epoch=2, rank=rank, world=2)) for rank in (0, 1)]
-    assert sorted(np.concatenate(dealt).tolist()) == sorted(rows.tolist())
-    assert len(epoch_batches(7, 32, seed=1, epoch=0)) == 1
+    assert [len(batch) for batch in epoch_batches(7, 32, seed=1, epoch=0)] == [7]
+    assert [len(batch) for batch in epoch_batches(7, 32, seed=1, epoch=0, devices=2)] == [6]
 
 
 def test_batches_know_their_positives_and_are_the_same_resident_or_not():
@@ -41,7 +40,7 @@ def test_batches_know_their_positives_and_are_the_same_resident_or_not():
     resident, travelling = (BatchSource(data, torch.device("cpu"), free) for free in (1 << 30, 0))
     assert resident.resident
     assert not travelling.resident
-    batch, same = resident.batch(pairs), travelling.batch(pairs)
+    batch, same = (source.batch(torch.from_numpy(pairs)) for source in (resident, travelling))
     assert all(torch.equal(batch[name], same[name]) for name in batch)
     expected = torch.eye(4, dtype=torch.bool)
     expected[0, 1] = expected[1, 0] = expected[0, 2] = expected[2, 0] = True
