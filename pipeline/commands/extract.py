@@ -44,6 +44,10 @@ def extract(
     ] = None,
     annotations: Annotated[Path | None, typer.Option(help="Folder of the data set's annotation files")] = None,
     captions: Annotated[Path | None, typer.Option(help="Captions of your own videos: .csv, .parquet or .jsonl")] = None,
+    drop_captions: Annotated[
+        bool,
+        typer.Option("--drop-captions", help="Withdraw captions of an earlier run that --captions does not give again"),
+    ] = False,
     option: DatasetOptions = None,
     preset: Annotated[str | None, typer.Option(help="Data set, options, model and weights of a preset")] = None,
     model: Annotated[
@@ -112,6 +116,8 @@ def extract(
     \b
         python cli.py extract --dataset shapes
         python cli.py extract --videos my_clips/ --captions captions.csv
+        python cli.py extract --videos my_clips/                        # the captions of the run before stay
+        python cli.py extract --videos my_clips/ --drop-captions
         python cli.py extract --source s3://bucket/clips
         python cli.py extract --videos my_clips/ --benchmark
         python cli.py extract --dataset msrvtt --videos /data/msrvtt --annotations /data/msrvtt_csv \\
@@ -123,7 +129,7 @@ def extract(
         python cli.py extract --config extract.yaml
     """
     options: dict[str, Any] = dict(pairs(option, "--option"))
-    of_data_set = videos or dataset or annotations or captions or option
+    of_data_set = videos or dataset or annotations or captions or option or drop_captions
     exclusive({"--source": source, "--videos, --dataset, --annotations, --captions, --option": of_data_set})
     if preset:
         recipe = get_preset(preset)
@@ -145,7 +151,7 @@ def extract(
     if source:
         manifest = source_manifest(source, allow_private)
     else:
-        manifest = dataset_manifest(place, dataset, videos, annotations, captions, options)
+        manifest = dataset_manifest(place, dataset, videos, annotations, captions, options, drop_captions)
     if benchmark:
         from pipeline.extract.benchmark import benchmark as measure_rates
 
@@ -157,14 +163,33 @@ def extract(
     report = extract_manifest(place, manifest, settings)
     in_effect = {name: getattr(settings, name) for name in ("model", "pretrained", "num_frames")}
     keep(ctx, Path(report.store) / "extract.yaml", dataset=dataset, **in_effect)
-    text = (
-        f"{report.inputs} inputs = {report.done} done + {report.failed} failed + {report.skipped} skipped\n"
-        f"features: {report.store}"
-    )
+    changes = manifest.protocol.get("captions")  # a folder's
+    lines = [f"{report.inputs} inputs = {report.done} done + {report.failed} failed + {report.skipped} skipped"]
+    if changes:
+        lines += caption_lines(changes)
+    lines.append(f"features: {report.store}")
     if report.failed:
         classes = ", ".join(f"{name}: {count}" for name, count in sorted(report.failure_classes.items()))
-        text += f"\nfailures ({classes}): {report.store}/failures.parquet"
-    show({name: getattr(report, name) for name in ("inputs", "done", "failed", "skipped", "store")}, as_json, text)
+        lines.append(f"failures ({classes}): {report.store}/failures.parquet")
+    result = {name: getattr(report, name) for name in ("inputs", "done", "failed", "skipped", "store")}
+    show({**result, "captions": changes}, as_json, "\n".join(lines))
     if not report.enough:
         log.warning(f"only {report.coverage:.1%} of the videos are done (--min-coverage {report.min_coverage:.0%})")
         raise typer.Exit(1)
+
+
+def caption_lines(changes: dict[str, Any]) -> list[str]:
+    """What became of the captions, in one line where there were any; rows that fit no file are named on stderr."""
+    unmatched = changes["unmatched"]
+    if unmatched["count"]:
+        log.warning(
+            f"{unmatched['count']} rows of the captions fit no video, such as {', '.join(unmatched['examples'])}"
+        )
+    counts = {name: changes[name] for name in ("kept", "added", "changed", "withdrawn")}
+    counts |= {"of absent files": changes["absent"], "rows without a video": unmatched["count"]}
+    told = [
+        f"{count} {name}"
+        for name, count in counts.items()
+        if count or name in ("kept", "added", "changed", "withdrawn")
+    ]
+    return [f"captions: {', '.join(told)}"] if any(counts.values()) else []

@@ -1,10 +1,10 @@
 """Extract a manifest into its feature store in the workspace."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from pipeline.datasets.media import SAMPLE, same_media
 from pipeline.errors import BadInput
 from pipeline.extract.driver import ExtractReport, extract
 from pipeline.extract.settings import ExtractSettings
@@ -13,8 +13,6 @@ from pipeline.stores.encoder_record import write_encoder_record
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.manifest import Manifest, write_manifest
 from pipeline.workspace import Workspace
-
-SAMPLE = 100  # files that tell a copied folder from another one of the same name
 
 
 def extract_manifest(workspace: Workspace, manifest: Manifest, settings: ExtractSettings) -> ExtractReport:
@@ -44,11 +42,9 @@ def require_same_media(path: Path, manifest: Manifest) -> None:
         return
     store = FeatureStore.open(path)
     was, now = store.media_root, manifest.root
-    if was == now or ("://" not in was + now and os.path.realpath(was) == os.path.realpath(now)):
-        return
-    names = [entry.path for entry in manifest.entries[:SAMPLE]]
-    if "://" not in was and (not Path(was).exists() or sizes_in(was, names) == sizes_in(now, names) != {}):
-        store.move_media(now)
+    if same_media(was, now, [entry.path for entry in manifest.entries[:SAMPLE]]):
+        if was != now and os.path.realpath(was) != os.path.realpath(now):
+            store.move_media(now)
         return
     raise BadInput(
         f"the features in {path} are of other videos",
@@ -56,8 +52,3 @@ def require_same_media(path: Path, manifest: Manifest) -> None:
         got=now,
         fix="give --option corpus=NAME, another --workspace, or delete these features",
     )
-
-
-def sizes_in(root: str, names: Sequence[str]) -> dict[str, int]:
-    """Size in bytes of each of these files that exists in a folder."""
-    return {name: Path(root, name).stat().st_size for name in names if Path(root, name).is_file()}

@@ -1,7 +1,8 @@
 """The manifest: one row a video, the common form that every data set is brought into.
 
 `manifest.parquet` has the columns video_id, path, split, captions (list of strings), start, end (seconds, may be
-null); the data set's name, media root and protocol stand as JSON in the file's metadata.
+null), size, mtime_ns, digest (of the file that the features are of; null where unknown); the data set's name, media
+root and protocol stand as JSON in the file's metadata.
 """
 
 import json
@@ -27,9 +28,24 @@ _SCHEMA = pa.schema(
         ("captions", pa.list_(pa.string())),
         ("start", pa.float64()),
         ("end", pa.float64()),
+        ("size", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("digest", pa.string()),
     ]
 )
+_RECORD = ("size", "mtime_ns", "digest")  # columns that manifests did not always have
 SKIPPED = "skipped_files"  # key of Manifest.protocol: [{"path", "reason"}], files of a folder that are no videos
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What tells one version of a file from another."""
+
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    digest: str
+    """Of its length and parts of its content (`pipeline.datasets.media.content_digest`)."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +58,8 @@ class VideoEntry:
     captions: tuple[str, ...] = ()
     start: float | None = None
     end: float | None = None
+    file: FileRecord | None = None
+    """The version of `path` that the features are of."""
 
     def caption_ids(self) -> list[str]:
         return [f"{self.video_id}#{index}" for index in range(len(self.captions))]
@@ -91,7 +109,9 @@ class Manifest:
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
-    columns = {name: [getattr(entry, name) for entry in manifest.entries] for name in _SCHEMA.names}
+    plain = [name for name in _SCHEMA.names if name not in _RECORD]
+    columns = {name: [getattr(entry, name) for entry in manifest.entries] for name in plain}
+    columns |= {name: [getattr(entry.file, name, None) for entry in manifest.entries] for name in _RECORD}
     columns["captions"] = [list(captions) for captions in columns["captions"]]
     about = {"name": manifest.name, "root": manifest.root, "protocol": manifest.protocol}
     schema = _SCHEMA.with_metadata({"manifest": json.dumps(about, ensure_ascii=True)})
@@ -107,8 +127,16 @@ def read_manifest(path: Path) -> Manifest:
     try:
         table = pq.read_table(path, schema=None)
         about = json.loads(table.schema.metadata[b"manifest"])
-        rows = table.select(_SCHEMA.names).to_pylist()
+        there = [name for name in _SCHEMA.names if name not in _RECORD or name in table.column_names]
+        rows = table.select(there).to_pylist()
     except (pa.ArrowException, KeyError, TypeError, json.JSONDecodeError) as error:
         raise CorruptShard(f"{path} is not a manifest ({error})", fix="delete it and run extract again") from None
-    entries = tuple(VideoEntry(**{**row, "captions": tuple(row["captions"] or ())}) for row in rows)
+    entries = tuple(_entry(row) for row in rows)
     return Manifest(about["name"], about["root"], entries, about["protocol"])
+
+
+def _entry(row: dict[str, Any]) -> VideoEntry:
+    size, mtime_ns, digest = (row.pop(name, None) for name in _RECORD)
+    known = size is not None and mtime_ns is not None and digest is not None
+    file = FileRecord(size, mtime_ns, digest) if known else None
+    return VideoEntry(**{**row, "captions": tuple(row["captions"] or ())}, file=file)
