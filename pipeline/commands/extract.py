@@ -142,6 +142,7 @@ def extract(
         options = {**recipe.dataset_options, **options}
     given = dict(locals())
 
+    from pipeline.clip.advice import warn_of_test_model
     from pipeline.datasets.manifests import dataset_manifest, source_manifest
     from pipeline.extract.settings import ExtractSettings
     from pipeline.video.limits import Limits
@@ -152,6 +153,7 @@ def extract(
         manifest = source_manifest(source, allow_private)
     else:
         manifest = dataset_manifest(place, dataset, videos, annotations, captions, options, drop_captions)
+    warn_of_test_model(settings.model, manifest.name)
     if benchmark:
         from pipeline.extract.benchmark import benchmark as measure_rates
 

@@ -151,3 +151,24 @@ def test_an_old_manifest_keeps_its_ids(folder):
         assert (report["inputs"], report["captions"]["kept"]) == (3, 2)
     assert folder.index() == 3
     assert sorted(folder.found()) == ["a", "b", "c.mp4"]
+
+
+def test_the_test_encoder_on_real_videos_is_told_with_its_remedy(folder, extracted):
+    def warned(result):
+        lines = [line for line in result.stderr.splitlines() if "knows drawn shapes only" in line]
+        assert all("--model ViT-B-32 --pretrained openai" in line for line in lines)
+        return len(lines)
+
+    assert warned(run("extract", "--videos", folder.videos, "--num-frames", 2, *folder.here)) == 1
+    assert warned(run("index", *folder.here)) == 1
+    assert warned(run("search", "a red ring", *folder.here)) == 1
+    assert warned(run("index", "--workspace", extracted)) == 0
+    assert warned(run("search", "a", "red", "ring", "--workspace", extracted)) == 0
+
+
+def test_unquoted_words_are_one_sentence(folder):
+    folder.extract()
+    folder.index()
+    joined = run("search", "a", "red", "ring", *folder.here)
+    assert 'searching for one sentence, "a red ring"' in joined.stderr
+    assert joined.stdout == run("search", "a red ring", *folder.here).stdout
