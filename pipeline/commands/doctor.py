@@ -7,27 +7,34 @@ import typer
 
 from pipeline.commands.environment import FAIL, environment_report, worst
 from pipeline.commands.options import DatasetOptions, JsonOption, WorkspaceOption, pairs, show
+from pipeline.errors import BadInput
 from pipeline.workspace import Workspace
 
 
 def doctor(
     dataset: Annotated[str | None, typer.Option(help="Check a data set's files too")] = None,
-    videos: Annotated[Path | None, typer.Option(help="Folder of its videos")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="Folder of its annotation files")] = None,
+    videos: Annotated[Path | None, typer.Option(help="Folder of its videos; without --dataset: of your own")] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Folder of its annotation files; the captions file of your own videos")
+    ] = None,
     option: DatasetOptions = None,
     deep: Annotated[bool, typer.Option("--deep", help="Decode a frame of every video")] = False,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check the environment, or a data set's files against the published split, with a remedy for each problem.
+    """Check the environment, or the files of a data set or a folder, with a remedy for each problem.
 
     \b
         python cli.py doctor
+        python cli.py doctor --videos my_clips/ --annotations captions.csv --deep
         python cli.py doctor --dataset msrvtt --videos /data/msrvtt --annotations /data/msrvtt_csv --deep
     """
     from dataclasses import asdict
 
+    if dataset is None and (annotations or option) and not videos:
+        raise BadInput("--annotations and --option belong to videos", fix="give --dataset NAME or --videos DIR too")
     place = Workspace.locate(workspace)
+    dataset = dataset or ("folder" if videos else None)
     if dataset is None:
         checks = list(environment_report(place.root))
         show([asdict(check) for check in checks], as_json, "\n".join(check.line() for check in checks))
