@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.commands.config_file import ConfigOption, keep
+from pipeline.commands.file_lines import file_lines
 from pipeline.commands.options import (
     DatasetOptions,
     Decoder,
@@ -90,7 +91,10 @@ def extract(
         typer.Option(min=0, max=1000, help="Cache the inputs of CLIP's top K blocks, for train-head --train-blocks"),
     ] = 0,
     token_dtype: Annotated[TokenDtype, typer.Option(help="Type of that cache; int8 takes half the size")] = "float16",
-    accept_size: Annotated[bool, typer.Option("--yes", help="Start even if the cache may not fit on the disk")] = False,
+    accept: Annotated[
+        bool,
+        typer.Option("--yes", help="Go on though more than 20 % of the files are gone, or the cache may not fit"),
+    ] = False,
     wait_seconds: Annotated[
         float, typer.Option("--wait", min=0, max=1e9, help="Seconds to wait for another process writing to the store")
     ] = 0.0,
@@ -140,7 +144,7 @@ def extract(
         dataset, model = recipe.dataset, model or recipe.model
         num_frames = recipe.num_frames if num_frames is None else num_frames
         options = {**recipe.dataset_options, **options}
-    given = dict(locals())
+    given = {**locals(), "accept_size": accept, "accept_gone": accept}
 
     from pipeline.clip.advice import warn_of_test_model
     from pipeline.datasets.manifests import dataset_manifest, source_manifest
@@ -165,8 +169,12 @@ def extract(
     report = extract_manifest(place, manifest, settings)
     in_effect = {name: getattr(settings, name) for name in ("model", "pretrained", "num_frames")}
     keep(ctx, Path(report.store) / "extract.yaml", dataset=dataset, **in_effect)
-    changes = manifest.protocol.get("captions")  # a folder's
-    lines = [f"{report.inputs} inputs = {report.done} done + {report.failed} failed + {report.skipped} skipped"]
+    changes = report.manifest.protocol.get("captions")  # a folder's
+    files = report.changes.to_json() if report.changes else None
+    lines = [
+        *file_lines(files),
+        f"{report.inputs} inputs = {report.done} done + {report.failed} failed + {report.skipped} skipped",
+    ]
     if changes:
         lines += caption_lines(changes)
     lines.append(f"features: {report.store}")
@@ -174,7 +182,7 @@ def extract(
         classes = ", ".join(f"{name}: {count}" for name, count in sorted(report.failure_classes.items()))
         lines.append(f"failures ({classes}): {report.store}/failures.parquet")
     result = {name: getattr(report, name) for name in ("inputs", "done", "failed", "skipped", "store")}
-    show({**result, "captions": changes}, as_json, "\n".join(lines))
+    show({**result, "captions": changes, "files": files}, as_json, "\n".join(lines))
     if not report.enough:
         log.warning(f"only {report.coverage:.1%} of the videos are done (--min-coverage {report.min_coverage:.0%})")
         raise typer.Exit(1)

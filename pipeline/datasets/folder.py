@@ -96,8 +96,7 @@ def folder_manifest(
         "dataset": name,
         "caption_rule": "the captions of the file, each one a query" if captioned else "no captions",
         "validation": _split_rule(captioned, rows),
-        "label": f"own data ({sum(entry.split == 'test' for entry in captioned)} test videos)" if captioned else None,
-        "splits": {split: _account(split, captioned) for split in SPLITS},
+        **account_splits(captioned),
         "files": {"count": len(files), "captioned": len(used), "without_caption": len(others) - len(skipped)},
         "captions": caption_changes(before.values(), entries, absent, unmatched),
         ABSENT: [_absent_row(entry) for entry in absent],
@@ -269,7 +268,16 @@ def _split_rule(entries: list[VideoEntry], rows: Iterable[Row]) -> str:
     return f"none: fewer than {MIN_TO_SPLIT} captioned videos, all in the test split (add a split column to train)"
 
 
-def _account(split: str, entries: list[VideoEntry]) -> dict[str, Any]:
+def account_splits(captioned: Sequence[VideoEntry]) -> dict[str, Any]:
+    """A protocol's accounts of the captioned videos: the label that results may have, and each split's."""
+    tested = sum(entry.split == "test" for entry in captioned)
+    return {
+        "label": f"own data ({tested} test videos)" if captioned else None,
+        "splits": {split: _account(split, captioned) for split in SPLITS},
+    }
+
+
+def _account(split: str, entries: Sequence[VideoEntry]) -> dict[str, Any]:
     chosen = [entry for entry in entries if entry.split == split]
     name = f"own data ({len(chosen)} {split} videos)"
     return {

@@ -1,13 +1,15 @@
 """Extract a manifest into its feature store in the workspace."""
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from pipeline.clip.encoder import Encoder
 from pipeline.datasets.media import SAMPLE, same_media
 from pipeline.errors import BadInput
 from pipeline.extract.driver import ExtractReport, extract
 from pipeline.extract.settings import ExtractSettings
+from pipeline.extract.sync import records
 from pipeline.resolve import encoder_name, remember_store
 from pipeline.stores.encoder_record import write_encoder_record
 from pipeline.stores.features import FeatureStore
@@ -17,12 +19,11 @@ from pipeline.workspace import Workspace
 
 def extract_manifest(workspace: Workspace, manifest: Manifest, settings: ExtractSettings) -> ExtractReport:
     """Extract what the store lacks, write the manifest, and remember the store as the last one. Raises BadInput where
-    the store was made from another folder of the same name."""
+    the store was made from another folder of the same name, or too many files are gone."""
     encoder = encoder_name(settings.model, settings.pretrained)
     store = workspace.features_dir(manifest.name, encoder)
     require_same_media(store, manifest)
-    report = extract(manifest, store, settings)
-    write_manifest(manifest, workspace.manifest_path(manifest.name))
+    report = extract_into(workspace, manifest, store, settings)
     write_encoder_record(
         store,
         model=settings.model,
@@ -32,6 +33,17 @@ def extract_manifest(workspace: Workspace, manifest: Manifest, settings: Extract
         limits=asdict(settings.limits),
     )
     remember_store(workspace, manifest.name, encoder)
+    return report
+
+
+def extract_into(
+    workspace: Workspace, manifest: Manifest, store: Path, settings: ExtractSettings, encoder: Encoder | None = None
+) -> ExtractReport:
+    """Bring a store up to date with a manifest and the files, and write the manifest with what is known of them."""
+    report = extract(manifest, store, settings, encoder=encoder, sync=True)
+    files = records(FeatureStore.open(store))
+    entries = tuple(replace(entry, file=files.get(entry.video_id)) for entry in report.manifest.entries)
+    write_manifest(replace(report.manifest, entries=entries), workspace.manifest_path(manifest.name))
     return report
 
 

@@ -41,6 +41,8 @@ class Provenance:
     """Settings of the feature store."""
     origin: Mapping[str, str] = field(default_factory=dict)
     """Where to find both: `dataset`, `encoder`, `run`, and `head_dir` for a head outside the workspace."""
+    last_shard: int | None = None
+    """Number of the store's last shard of videos then: what a later one holds was extracted again."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,16 @@ class Reindexed:
     verified: dict[str, Any]
     how: str
     """"built", "appended", "nothing to do", or "rebuilt: " and the reason."""
+    replaced: int = 0
+    """Videos whose vectors are new, as their files have changed."""
+    files: Mapping[str, Any] | None = None
+    """What became of the corpus's files, where an update looked at them."""
 
     def contract(self) -> dict[str, Any]:
         """The object that `reindex --json` prints. An unverified generation is never published."""
-        names = ("generation", "added", "deleted", "total")
-        return {name: getattr(self, name) for name in names} | {"verified": bool(self.verified)}
+        names = ("generation", "added", "deleted", "replaced", "total")
+        told = {name: getattr(self, name) for name in names} | {"verified": bool(self.verified)}
+        return told if self.files is None else told | {"files": dict(self.files)}
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,8 @@ def update_index(
     add_ids: Sequence[str] = (),
     add_paths: Sequence[str] = (),
     delete: Collection[str] = (),
+    drop: Collection[str] = (),
+    places: Mapping[str, str] | None = None,
     pool: Pool,
     provenance: Provenance,
     spec: IndexSpec | None = None,
@@ -149,6 +158,8 @@ def update_index(
     Args:
         add_ids, add_paths: videos to add.
         delete: ids to delete.
+        drop: ids to take out that may come back later: files that are gone, and, with ``add_ids``, changed ones.
+        places: id -> path, of indexed videos too: their folder may have moved.
         pool: gives the vectors of a list of video ids.
         provenance: head and encoder behind ``pool``; where they differ from the live index's, every video is pooled
             again.
@@ -162,7 +173,9 @@ def update_index(
     """
     with generations.lock(), generations.open() as live:
         deleted = _deleted(generations)
-        rows = without(live.rows(), set(delete))
+        rows = without(live.rows(), {*delete, *drop})
+        before_paths, places = rows.paths, places or {}
+        rows = replace(rows, paths=[places.get(v, path) for v, path in zip(rows.video_ids, rows.paths, strict=True)])
         skipped = set(rows.video_ids) | _kept_out(add_ids, deleted)
         new = {v: path for v, path in zip(add_ids, add_paths, strict=True) if v not in skipped}
         ids, paths = list(new), list(new.values())
@@ -174,7 +187,7 @@ def update_index(
             every, before = rows.video_ids + ids, dict(zip(rows.video_ids, rows.numbers.tolist(), strict=True))
             pooled = build_rows(every, rows.paths + paths, _unit(pool(every)))
             merged, how = compacted(_numbered(pooled, before, next_number)), f"rebuilt: {changed}"
-        elif not ids and not delete:
+        elif not ids and not delete and not drop and rows.paths == before_paths:
             return Reindexed(live.name, 0, 0, len(rows), dict(live.info["verified"]), "nothing to do")
         else:
             added = build_rows(ids, paths, _unit(pool(ids)), first_number=next_number) if ids else None
@@ -182,7 +195,9 @@ def update_index(
             reason = _why_rebuild(merged, job)
             merged, how = (compacted(merged), f"rebuilt: {reason}") if reason else (merged, "appended")
         name, verified = _publish(generations, merged, job, how, append_to=live if how == "appended" else None)
-    return Reindexed(name, len(ids), len(delete), len(merged), verified, how)
+    replaced = len(set(drop) & set(ids))
+    deleted_now = len({*delete, *drop}) - replaced
+    return Reindexed(name, len(ids) - replaced, deleted_now, len(merged), verified, how, replaced)
 
 
 def _publish(
@@ -197,6 +212,7 @@ def _publish(
         "encoder": dict(job.provenance.encoder),
         "origin": dict(job.provenance.origin),
         "next_number": max(_known_numbers(generations)[1], int(rows.numbers.max()) + 1),
+        "last_shard": job.provenance.last_shard,
         "deleted": sorted(job.deleted.difference(rows.video_ids)),
         "how": how,
     }

@@ -23,6 +23,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -108,15 +109,15 @@ class GenerationStore:
         return sorted(found, key=lambda name: int(name[4:]))
 
     def records(self) -> list[dict[str, Any]]:
-        """One record a generation: its index.json (without the file table), its name, and whether it is live."""
+        """One record a generation: its index.json (without the file table), its name, date, and whether it is live."""
         live = self.current()
         records = []
         for name in self.names():
             info = read_json(self.root / name / "index.json", needs=_INFO)
             files = info.pop("files")
-            records.append(
-                {"generation": name, "live": name == live, "bytes": sum(f["bytes"] for f in files.values())} | info
-            )
+            made = datetime.fromtimestamp((self.root / name / "index.json").stat().st_mtime, UTC)
+            about = {"generation": name, "live": name == live, "made": f"{made:%Y-%m-%d %H:%M:%S} UTC"}
+            records.append(about | {"bytes": sum(f["bytes"] for f in files.values())} | info)
         return records
 
     def open(self, name: str | None = None) -> Generation:

@@ -1,7 +1,7 @@
 """The manifest: one row a video, the common form that every data set is brought into.
 
 `manifest.parquet` has the columns video_id, path, split, captions (list of strings), start, end (seconds, may be
-null), size, mtime_ns, digest (of the file that the features are of; null where unknown); the data set's name, media
+null), size, mtime, digest (of the file that the features are of; null where unknown); the data set's name, media
 root and protocol stand as JSON in the file's metadata.
 """
 
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import BadInput, CorruptShard, MissingData
+from pipeline.fingerprint import SourceFile
 from pipeline.stores.atomic import atomic_write
 from pipeline.stores.strings import Strings
 
@@ -33,23 +34,12 @@ _SCHEMA = pa.schema(
         ("start", pa.float64()),
         ("end", pa.float64()),
         ("size", pa.int64()),
-        ("mtime_ns", pa.int64()),
+        ("mtime", pa.int64()),
         ("digest", pa.string()),
     ]
 )
-_RECORD = ("size", "mtime_ns", "digest")  # columns that manifests did not always have
+_RECORD = ("size", "mtime", "digest")  # columns that manifests did not always have
 SKIPPED = "skipped_files"  # key of Manifest.protocol: [{"path", "reason"}], files of a folder that are no videos
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """What tells one version of a file from another."""
-
-    size: int
-    """Bytes."""
-    mtime_ns: int
-    digest: str
-    """Of its length and parts of its content (`pipeline.datasets.media.content_digest`)."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +52,7 @@ class VideoEntry:
     captions: tuple[str, ...] = ()
     start: float | None = None
     end: float | None = None
-    file: FileRecord | None = None
+    file: SourceFile | None = None
     """The version of `path` that the features are of."""
 
     def caption_ids(self) -> list[str]:
@@ -164,7 +154,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _entry(row: dict[str, Any]) -> VideoEntry:
-    size, mtime_ns, digest = (row.pop(name, None) for name in _RECORD)
-    known = size is not None and mtime_ns is not None and digest is not None
-    file = FileRecord(size, mtime_ns, digest) if known else None
+    size, mtime, digest = (row.pop(name, None) for name in _RECORD)
+    known = size is not None and digest is not None
+    file = SourceFile(size, mtime, digest) if known else None
     return VideoEntry(**{**row, "captions": tuple(row["captions"] or ())}, file=file)
