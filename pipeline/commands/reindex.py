@@ -143,6 +143,7 @@ def update_corpus(
     from pipeline.retrieve.retriever import latest_corpus
     from pipeline.retrieve.updates import update_index
     from pipeline.stores.features import FeatureStore
+    from pipeline.stores.strings import Strings, lookup
 
     name = index or latest_corpus(workspace)
     with generations(workspace, name).open() as live:
@@ -163,24 +164,24 @@ def update_corpus(
             changes, wanted = files.update_from(source, allow_private)
         chosen = replace(chosen, store=FeatureStore.open(chosen.store.path))
     videos = chosen.store.videos(mmap=True)
-    row = {video_id: index for index, video_id in enumerate(videos.video_ids)}
-    paths = locations(chosen.store, videos.paths)
+    ids, paths = Strings(videos.video_ids), locations(chosen.store, videos.paths)
     with generations(workspace, name).open() as live:
         held, changed = live.rows().video_ids, outdated(live, chosen.store)
-    dropped = [video_id for video_id in held if video_id not in row or video_id in set(changed)]
-    added = [video_id for video_id in row if changes is not None and (wanted is None or video_id in wanted)]
-    add = [video_id for video_id in dict.fromkeys([*added, *changed]) if video_id in row and video_id not in delete]
+    kept = (lookup(held, ids) >= 0) & (lookup(held, changed) < 0)
+    asked = np.full(len(ids), changes is not None) if wanted is None else lookup(ids, sorted(wanted)) >= 0
+    add = np.flatnonzero((asked | (lookup(ids, changed) >= 0)) & (lookup(ids, list(delete)) < 0))
+    drop = np.flatnonzero(~kept & (lookup(held, list(delete)) < 0))
 
-    def pool(ids: list[str]) -> np.ndarray:
-        return pool_videos(head.head, videos.select(np.array([row[video_id] for video_id in ids], dtype=np.int64)))
+    def pool(of: Strings) -> np.ndarray:
+        return pool_videos(head.head, videos.select(lookup(of, ids)))
 
     result = update_index(
         generations(workspace, name),
-        add_ids=add,
-        add_paths=[paths[row[video_id]] for video_id in add],
+        add_ids=ids.take(add),
+        add_paths=paths.take(add),
         delete=delete,
-        places=dict(zip(videos.video_ids, paths, strict=True)),
-        drop=[video_id for video_id in dropped if video_id not in delete],
+        drop=Strings(held).take(drop).tolist(),
+        places=(ids, paths),
         pool=pool,
         provenance=provenance(chosen, head),
         policy=policy,

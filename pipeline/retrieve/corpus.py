@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from dits_head.inference import align_texts, pool_videos
 from pipeline.errors import BadInput
@@ -15,6 +17,7 @@ from pipeline.retrieve.scorer import head_fingerprint
 from pipeline.retrieve.updates import Provenance, Reindexed, build_index
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.generations import Generation, GenerationStore
+from pipeline.stores.strings import Strings, as_arrow
 from pipeline.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -112,6 +115,11 @@ def require_indexable(head: ResolvedHead) -> None:
         )
 
 
-def locations(store: FeatureStore, paths: Sequence[str]) -> list[str]:
+def locations(store: FeatureStore, paths: Sequence[str]) -> Strings:
     """Resolve paths of a store: relative ones against its media root; absolute paths and URLs stay as they are."""
-    return [store.locate(path) for path in paths]
+    given, root = as_arrow(paths), store.media_root.rstrip("/")
+    whole = pc.or_(pc.match_substring(given, "://"), pc.starts_with(given, "/"))
+    slash = pa.scalar("/", pa.large_string())
+    return Strings(
+        pc.if_else(whole, given, pc.binary_join_element_wise(pa.scalar(root, pa.large_string()), given, slash))
+    )

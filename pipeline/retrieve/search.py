@@ -6,6 +6,7 @@ newer generation when there is one, and answers given meanwhile come whole from 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,8 @@ class _Open:
     generation: Generation
     index: VectorIndex
     scorer: Scorer
-    video_ids: list[str]
-    paths: list[str]
+    video_ids: Sequence[str]
+    paths: Sequence[str]
 
 
 class Searcher:
@@ -133,7 +134,7 @@ def open_index(generation: Generation, owners: NDArray[np.int64], *, mmap: bool 
     return read(generation.path, owners, IndexSpec.from_dict(generation.info["spec"]), mmap=mmap)
 
 
-def gallery(store: FeatureStore, video_ids: list[str]) -> VideoFeatures:
+def gallery(store: FeatureStore, video_ids: Sequence[str]) -> VideoFeatures:
     """The cached frames of these videos, in this order. MissingData names the first that the store does not hold."""
     features = store.videos(mmap=True, with_hidden=True)  # the index may not know yet that a file is gone
     row = {video_id: i for i, video_id in enumerate(features.video_ids)}

@@ -4,10 +4,11 @@ The work happens beside the live generation. Readers see the new one only after 
 recall against exact search on a sample. Vectors come from a function of video ids, so that a rebuild with another head
 pools the cached features again; nothing is decoded.
 
-When an update appends (measured by benchmarks/append.py, 1 % new vectors of width 128, 2 shared cores): types that need
-no training do, because a graph takes 72 s to build for 3x10^5 vectors and 1.3 s to extend (10^5: 7.6 s and 0.3 s; 10^4:
-0.5 s). Types that train (IVF, PQ, SQ8) are rebuilt from the kept vectors, 39 s for 3x10^5 and 6 s for 10^5: their lists
-always fit what they hold.
+When an update appends (measured by benchmarks/append.py, 1 % new vectors of width 128, 2 shared cores): a graph takes
+72 s to build for 3x10^5 vectors and 1.3 s to extend (10^5: 7.6 s and 0.3 s; 10^4: 0.5 s), inverted lists 39 s and
+0.3 s. Types that train (IVF, PQ, SQ8) are appended to as long as they hold at most `Policy.max_grown` times what they
+were trained on, and only while the new vectors themselves are found as well as the policy asks; else they are rebuilt
+from the kept vectors. Lists on disk are always rebuilt: their file belongs to the generation before.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.errors import BadInput
@@ -26,8 +29,10 @@ from pipeline.retrieve.exact_search import exact_search, normalised
 from pipeline.retrieve.index import IndexSpec, build, needs_training, read
 from pipeline.stores.generations import Generation, GenerationStore
 from pipeline.stores.rows import Rows, build_rows, compacted, joined, without
+from pipeline.stores.strings import Strings, last_of_each, lookup
 
-Pool = Callable[[list[str]], NDArray[Any]]  # video ids -> vectors (V, D), or (V, M, D)
+Pool = Callable[[Strings], NDArray[Any]]  # video ids -> vectors (V, D), or (V, M, D), as `build_index` takes them
+Numbers = tuple[Strings, NDArray[np.int64]]  # video ids and their numbers
 log = logging.getLogger(__name__)
 
 
@@ -51,6 +56,8 @@ class Policy:
 
     max_dead: float = 0.2
     """Share of deleted vectors that an index may mask before it is rebuilt without them."""
+    max_grown: float = 1.5
+    """Vectors that a trained index may hold, in terms of those it was trained among, before it is trained anew."""
     min_recall: float = 0.9
     """Least recall@10 against exact search."""
     sample: int = 200
@@ -93,6 +100,8 @@ class _Job:
     gpu: bool
     deleted: set[str]
     """Ids deleted from the corpus by this call and all before."""
+    next_number: int
+    """The first number that no generation has used."""
 
 
 def build_index(
@@ -114,7 +123,8 @@ def build_index(
     Args:
         generations: the corpus; its lock is taken.
         video_ids, paths: V of each.
-        vectors: (V, D), or (V, M, D) for M vectors a video; any float type and length.
+        vectors: (V, D), or (V, M, D) for M vectors a video: float32 or float64 of any length, or float16, which are
+            taken for unit vectors as a generation keeps them (`pooled.pool_to_file`), in memory or mapped.
         spec: index type and search parameters.
         provenance: head and encoder of the vectors.
         queries: (Q, D) aligned texts to measure recall on; the vectors themselves where left out.
@@ -126,13 +136,13 @@ def build_index(
     """
     with generations.lock():
         deleted = _deleted(generations)
-        job = _Job(spec, provenance, policy or Policy(), queries, gpu, deleted)
         before, next_number = _known_numbers(generations)
-        rows = _numbered(build_rows(list(video_ids), list(paths), _unit(vectors)), before, next_number)
-        rows = compacted(without(rows, _kept_out(video_ids, deleted)))
+        job = _Job(spec, provenance, policy or Policy(), queries, gpu, deleted, next_number)
+        rows = _numbered(build_rows(video_ids, paths, _unit(vectors)), before, next_number)
+        rows = compacted(without(rows, _kept_out(rows.video_ids, deleted)))
         name, verified = _publish(generations, rows, job, "built")
-    held = set(rows.video_ids)
-    return Reindexed(name, len(held - before.keys()), len(before.keys() - held), len(rows), verified, "built")
+    stayed = int(np.count_nonzero(lookup(rows.video_ids, before[0]) >= 0))
+    return Reindexed(name, len(rows) - stayed, len(before[0]) - stayed, len(rows), verified, "built")
 
 
 def update_index(
@@ -142,7 +152,7 @@ def update_index(
     add_paths: Sequence[str] = (),
     delete: Collection[str] = (),
     drop: Collection[str] = (),
-    places: Mapping[str, str] | None = None,
+    places: tuple[Strings, Strings] | None = None,
     pool: Pool,
     provenance: Provenance,
     spec: IndexSpec | None = None,
@@ -159,7 +169,7 @@ def update_index(
         add_ids, add_paths: videos to add.
         delete: ids to delete.
         drop: ids to take out that may come back later: files that are gone, and, with ``add_ids``, changed ones.
-        places: id -> path, of indexed videos too: their folder may have moved.
+        places: (ids, paths) of videos, indexed ones too: their folder may have moved.
         pool: gives the vectors of a list of video ids.
         provenance: head and encoder behind ``pool``; where they differ from the live index's, every video is pooled
             again.
@@ -173,35 +183,38 @@ def update_index(
     """
     with generations.lock(), generations.open() as live:
         deleted = _deleted(generations)
-        rows = without(live.rows(), {*delete, *drop})
-        before_paths, places = rows.paths, places or {}
-        rows = replace(rows, paths=[places.get(v, path) for v, path in zip(rows.video_ids, rows.paths, strict=True)])
-        skipped = set(rows.video_ids) | _kept_out(add_ids, deleted)
-        new = {v: path for v, path in zip(add_ids, add_paths, strict=True) if v not in skipped}
-        ids, paths = list(new), list(new.values())
+        held = live.rows()
+        rows = _placed(without(held, {*delete, *drop}), places)
+        ids, paths = _new(Strings(add_ids), Strings(add_paths), rows.video_ids, _kept_out(add_ids, deleted))
+        next_number = _next_number(generations)
         job = _Job(
-            spec or _spec_of(live), provenance, policy or Policy(), queries, gpu, deleted | set(delete)
+            spec or _spec_of(live), provenance, policy or Policy(), queries, gpu, deleted | set(delete), next_number
         )  # fmt: skip
-        next_number = _known_numbers(generations)[1]
         if changed := _changed(live, job):
-            every, before = rows.video_ids + ids, dict(zip(rows.video_ids, rows.numbers.tolist(), strict=True))
+            every = rows.video_ids + ids
             pooled = build_rows(every, rows.paths + paths, _unit(pool(every)))
-            merged, how = compacted(_numbered(pooled, before, next_number)), f"rebuilt: {changed}"
-        elif not ids and not delete and not drop and rows.paths == before_paths:
+            numbered = _numbered(pooled, (rows.video_ids, rows.numbers), next_number)
+            merged, how = compacted(numbered), f"rebuilt: {changed}"
+        elif not len(ids) and not delete and not drop and rows.paths == held.paths:
             return Reindexed(live.name, 0, 0, len(rows), dict(live.info["verified"]), "nothing to do")
         else:
-            added = build_rows(ids, paths, _unit(pool(ids)), first_number=next_number) if ids else None
+            added = build_rows(ids, paths, _unit(pool(ids)), first_number=next_number) if len(ids) else None
             merged = rows if added is None else joined(rows, added)
-            reason = _why_rebuild(merged, job)
+            reason = _why_rebuild(live, merged, job)
             merged, how = (compacted(merged), f"rebuilt: {reason}") if reason else (merged, "appended")
-        name, verified = _publish(generations, merged, job, how, append_to=live if how == "appended" else None)
-    replaced = len(set(drop) & set(ids))
+        before = (live, held) if how == "appended" else None
+        name, verified = _publish(generations, merged, job, how, append_to=before)
+    replaced = int(np.count_nonzero(lookup(ids, list(drop)) >= 0))
     deleted_now = len({*delete, *drop}) - replaced
     return Reindexed(name, len(ids) - replaced, deleted_now, len(merged), verified, how, replaced)
 
 
 def _publish(
-    generations: GenerationStore, rows: Rows, job: _Job, how: str, append_to: Generation | None = None
+    generations: GenerationStore,
+    rows: Rows,
+    job: _Job,
+    how: str,
+    append_to: tuple[Generation, Rows] | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """Write, verify and switch; an appended index whose recall is too low is rebuilt."""
     if not len(rows):
@@ -211,23 +224,26 @@ def _publish(
         "head": job.provenance.head,
         "encoder": dict(job.provenance.encoder),
         "origin": dict(job.provenance.origin),
-        "next_number": max(_known_numbers(generations)[1], int(rows.numbers.max()) + 1),
+        "next_number": max(job.next_number, int(rows.numbers.max()) + 1),
         "last_shard": job.provenance.last_shard,
-        "deleted": sorted(job.deleted.difference(rows.video_ids)),
+        "deleted": _not_in(job.deleted, rows.video_ids),
+        "trained_among": len(rows.owners) if append_to is None else _trained_among(append_to[0]),
         "how": how,
     }
+    fresh = 0 if append_to is None else len(rows.owners) - len(append_to[1].owners)
     log.info(f"{how}: {len(rows)} videos, {len(rows.owners)} vectors, {job.spec.factory}")
 
     def write_index(folder: Path) -> None:
         if append_to is None:
             index = build(rows.vectors, job.spec, rows.owners, gpu=job.gpu, folder=folder)
         else:
-            old = append_to.rows().owners
-            index = read(append_to.path, old, job.spec, mmap=False).add(rows.vectors[len(old) :], rows.owners)
+            live, held = append_to
+            index = read(live.path, held.owners, job.spec, mmap=False)
+            index = index.add(rows.vectors[len(held.owners) :], rows.owners)
         index.write(folder)
 
     def check(folder: Path) -> dict[str, Any]:
-        return verify(folder, rows, job.spec, job.policy, job.queries)
+        return verify(folder, rows, job.spec, job.policy, job.queries, fresh=fresh)
 
     try:
         name = generations.write(rows, write_index, info, check)
@@ -245,7 +261,13 @@ class RecallTooLow(BadInput):
 
 
 def verify(
-    folder: Path, rows: Rows, spec: IndexSpec, policy: Policy, queries: NDArray[Any] | None = None
+    folder: Path,
+    rows: Rows,
+    spec: IndexSpec,
+    policy: Policy,
+    queries: NDArray[Any] | None = None,
+    *,
+    fresh: int = 0,
 ) -> dict[str, Any]:
     """Read a written index back and compare it with exact search.
 
@@ -253,29 +275,41 @@ def verify(
         folder: where index.faiss lies.
         rows: what it must hold; ids and counts are checked by ``Rows.check``.
         queries: (Q, D) to draw the sample from; the videos' own vectors where left out.
+        fresh: that many of the last vectors were appended: a second sample, of these alone, must be found as well.
 
     Returns:
-        ``{"videos", "ids_unique", "recall@10", "sample"}``, kept in index.json.
+        ``{"videos", "ids_unique", "recall@10", "sample"}``, kept in index.json, and ``"recall@10 of the new"``.
 
     Raises:
         RecallTooLow: recall below ``policy.min_recall``.
     """
     index = read(folder, rows.owners, spec)  # refuses another number of vectors
     generator = np.random.default_rng(policy.seed)
-    source = rows.vectors[np.flatnonzero(rows.owners >= 0)] if queries is None else queries
-    sample = source[np.sort(generator.choice(len(source), min(policy.sample, len(source)), replace=False))]
+    alive = np.flatnonzero(rows.owners >= 0)
+
+    def drawn(source: Any) -> NDArray[Any]:
+        picked = np.sort(generator.choice(len(source), min(policy.sample, len(source)), replace=False))
+        return np.asarray(rows.vectors[source[picked]] if source.ndim == 1 else source[picked], np.float32)
+
+    samples = {"": drawn(alive if queries is None else queries)}
+    if fresh:
+        samples[" of the new"] = drawn(alive[alive >= len(rows.owners) - fresh])
     k = min(10, len(rows))
+    sample = np.concatenate(list(samples.values()))
     truth = exact_search(rows.vectors, rows.owners, sample, k)[1]
     found = index.search(sample, k)[1]
-    recall = mean_recall(found, truth)
-    if recall < policy.min_recall:
-        what, least = f"recall@{k} of {spec.factory} against exact search", f">= {policy.min_recall}"
-        fix = "search deeper (nprobe, efSearch, k_factor_rf), or choose by need with `index --recall`"
-        raise RecallTooLow(what, expected=least, got=f"{recall:.3f}", fix=fix)
+    recalls, start = {}, 0
+    for name, part in samples.items():
+        own = slice(start, start := start + len(part))
+        recalls[f"recall@{k}{name}"] = recall = mean_recall(found[own], truth[own])
+        if recall < policy.min_recall:
+            what, least = f"recall@{k}{name} of {spec.factory} against exact search", f">= {policy.min_recall}"
+            fix = "search deeper (nprobe, efSearch, k_factor_rf), or choose by need with `index --recall`"
+            raise RecallTooLow(what, expected=least, got=f"{recall:.3f}", fix=fix)
     unknown = set(np.unique(found).tolist()) - set(range(len(rows))) - {-1}
     if unknown:
         raise BadInput("the index returns videos that do not exist", got=str(sorted(unknown)[:5]))
-    return {"videos": len(rows), "ids_unique": True, f"recall@{k}": recall, "sample": len(sample)}
+    return {"videos": len(rows), "ids_unique": True, **recalls, "sample": len(samples[""])}
 
 
 def mean_recall(found: NDArray[np.int64], truth: NDArray[np.int64]) -> float:
@@ -298,23 +332,35 @@ def _changed(live: Generation, job: _Job) -> str:
     return ", ".join(reasons)
 
 
-def _why_rebuild(rows: Rows, job: _Job) -> str:
+def _why_rebuild(live: Generation, rows: Rows, job: _Job) -> str:
     """Why the live index is not extended to hold these rows, or nothing."""
+    if job.spec.on_disk:
+        return "lists on disk belong to one generation"
     if needs_training(job.spec.factory, rows.vectors.shape[1]):
-        return f"{job.spec.factory} is trained on what it holds"
+        trained = _trained_among(live)
+        if len(rows.owners) > job.policy.max_grown * trained:
+            return f"{job.spec.factory} was trained among {trained} vectors and would hold {len(rows.owners)}"
     if rows.dead > job.policy.max_dead * len(rows.owners):
         return f"{rows.dead} of {len(rows.owners)} vectors are deleted"
     return ""
 
 
-def _known_numbers(generations: GenerationStore) -> tuple[dict[str, int], int]:
-    """video_id -> number in the live generation, and the first number that no generation has used."""
+def _trained_among(live: Generation) -> int:
+    """How many vectors an index was built of; before this was recorded, trained types were never appended to."""
+    return int(live.info.get("trained_among", live.info["vectors"]))
+
+
+def _known_numbers(generations: GenerationStore) -> tuple[Numbers, int]:
+    """The live generation's ids and their numbers, and the first number that no generation has used."""
     if generations.current() is None:
-        return {}, 0
+        return (Strings([]), np.zeros(0, np.int64)), 0
     with generations.open() as live:
         rows = live.rows()
-    used = [int(record["next_number"]) for record in generations.records()]
-    return dict(zip(rows.video_ids, rows.numbers.tolist(), strict=True)), max(used)
+    return (rows.video_ids, rows.numbers), _next_number(generations)
+
+
+def _next_number(generations: GenerationStore) -> int:
+    return max(int(record["next_number"]) for record in generations.records())
 
 
 def _deleted(generations: GenerationStore) -> set[str]:
@@ -327,23 +373,52 @@ def _deleted(generations: GenerationStore) -> set[str]:
 
 def _kept_out(video_ids: Sequence[str], deleted: set[str]) -> set[str]:
     """Those of the ids that were deleted earlier; logs how many they are."""
-    found = deleted.intersection(video_ids)
+    gone = sorted(deleted)
+    found = {gone[row] for row in np.flatnonzero(lookup(gone, video_ids) >= 0)}
     if found:
         log.info(f"{len(found)} of the videos stay out: deleted from the index earlier")
     return found
 
 
-def _numbered(rows: Rows, before: Mapping[str, int], next_number: int) -> Rows:
+def _numbered(rows: Rows, before: Numbers, next_number: int) -> Rows:
     """Old videos keep their numbers, new ones get the next."""
-    fresh = iter(range(next_number, next_number + len(rows)))
-    numbers = [before[v] if v in before else next(fresh) for v in rows.video_ids]
-    return replace(rows, numbers=np.array(numbers, dtype=np.int64))
+    where = lookup(rows.video_ids, before[0])
+    fresh = next_number + np.cumsum(where < 0) - 1
+    return replace(rows, numbers=np.where(where < 0, fresh, np.append(before[1], 0)[where]))
+
+
+def _new(ids: Strings, paths: Strings, held: Strings, kept_out: set[str]) -> tuple[Strings, Strings]:
+    """Those of the ids to add, once each, that are neither held nor kept out, and the last path given for each."""
+    if len(ids) != len(paths):
+        raise BadInput("every video to add needs a path", expected=len(ids), got=len(paths))
+    unknown = lookup(ids, held) < 0
+    if kept_out:
+        unknown &= lookup(ids, sorted(kept_out)) < 0
+    last = last_of_each(ids.arrow)
+    rows = last[unknown[last]]
+    return ids.take(rows), paths.take(rows)
+
+
+def _placed(rows: Rows, places: tuple[Strings, Strings] | None) -> Rows:
+    """The rows with the paths that videos have now."""
+    if places is None:
+        return rows
+    where = lookup(rows.video_ids, places[0])
+    now = places[1].arrow.take(pa.array(where, mask=where < 0))
+    return replace(rows, paths=Strings(pc.if_else(pa.array(where >= 0), now, Strings(rows.paths).arrow)))
+
+
+def _not_in(names: set[str], held: Strings) -> list[str]:
+    ordered = sorted(names)
+    return [ordered[row] for row in np.flatnonzero(lookup(ordered, held) < 0)]
 
 
 def _spec_of(live: Generation) -> IndexSpec:
     return IndexSpec.from_dict(live.info["spec"])
 
 
-def _unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
-    """Unit length along the last axis, whatever the shape: (V, D) or (V, M, D)."""
+def _unit(vectors: NDArray[Any]) -> NDArray[Any]:
+    """Unit length along the last axis, whatever the shape: (V, D) or (V, M, D). Float16 is so already."""
+    if vectors.dtype == np.float16:
+        return vectors
     return normalised(vectors.reshape(-1, vectors.shape[-1])).reshape(vectors.shape)

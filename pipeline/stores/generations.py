@@ -34,10 +34,13 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import BadInput, CorruptShard, MissingData, StoreBusy
 from pipeline.stores.atomic import atomic_write, fsync_dir, fsync_file, read_json, sha256_file, write_json
+from pipeline.stores.mapped import write_array
 from pipeline.stores.rows import Rows
+from pipeline.stores.strings import Strings
 
 _INFO = ("files", "videos", "verified")  # what every index.json holds
 _NAME = re.compile(r"gen-(\d{6,})")
+_IDS = pa.schema([("number", pa.int64()), ("video_id", pa.large_string()), ("path", pa.large_string())])
 _OPEN_ATTEMPTS = 50  # each lost race means that a writer finished a whole generation meanwhile
 
 
@@ -62,8 +65,8 @@ class Generation:
         table = pq.read_table(self.path / "ids.parquet")
         return Rows(
             numbers=table["number"].to_numpy(),
-            video_ids=table["video_id"].to_pylist(),
-            paths=table["path"].to_pylist(),
+            video_ids=Strings(table["video_id"]),
+            paths=Strings(table["path"]),
             owners=np.load(self.path / "owners.npy"),
             vectors=np.load(self.path / "vectors.npy", mmap_mode="r"),
         )
@@ -225,10 +228,12 @@ class GenerationStore:
         return final.name
 
     def _write_rows(self, folder: Path, rows: Rows) -> None:
-        table = pa.table({"number": rows.numbers, "video_id": rows.video_ids, "path": rows.paths})
+        table = pa.table(
+            {"number": rows.numbers, "video_id": rows.video_ids.arrow, "path": rows.paths.arrow}, schema=_IDS
+        )
         pq.write_table(table, folder / "ids.parquet")
         np.save(folder / "owners.npy", rows.owners.astype(np.int64, copy=False))
-        np.save(folder / "vectors.npy", rows.vectors.astype(np.float16, copy=False))
+        write_array(folder / "vectors.npy", rows.vectors, np.float16)
 
     def _next_index(self) -> int:
         """One above every generation that is or was: a pruned name is not used again while CURRENT knows a later

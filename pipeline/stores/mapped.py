@@ -56,6 +56,10 @@ class MappedRows:
         return len(self._places)
 
     @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
     def nbytes(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
@@ -76,6 +80,22 @@ class MappedRows:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
+
+
+def write_array(path: Path, rows: Any, dtype: Any, block: int = 65536) -> None:
+    """Write an array, or a map of files, as .npy, `block` rows in memory at a time."""
+    about = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": rows.shape}
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, about)
+        for start in range(0, len(rows), block):
+            file.write(np.ascontiguousarray(rows[start : start + block], dtype).data)
+
+
+def joined_rows(*parts: Any) -> MappedRows:
+    """Arrays or maps of files, one after the other, as one column; nothing is read."""
+    numbers = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    rows = np.concatenate([np.arange(len(part)) for part in parts])
+    return MappedRows(parts, np.stack([numbers, rows], axis=1))
 
 
 class MappedRagged:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -9,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import BadInput
+from pipeline.stores.mapped import joined_rows
+from pipeline.stores.strings import Strings, is_identity, last_of_each, lookup
 
 
 @dataclass(frozen=True)
@@ -16,14 +19,14 @@ class Rows:
     """Vectors of an index generation and the videos that own them.
 
     ``numbers`` (N,) int64, ``video_ids`` and ``paths`` (N): the videos. ``vectors`` (R, D) float16 in the order of the
-    index; ``owners`` (R,) int64 points into the videos, -1 where the video was deleted.
+    index, an array or a map of files; ``owners`` (R,) int64 points into the videos, -1 where the video was deleted.
     """
 
     numbers: NDArray[np.int64]
-    video_ids: list[str]
-    paths: list[str]
+    video_ids: Strings
+    paths: Strings
     owners: NDArray[np.int64]
-    vectors: NDArray[np.float16]
+    vectors: Any
 
     def __len__(self) -> int:
         return len(self.video_ids)
@@ -33,14 +36,15 @@ class Rows:
         n, r = len(self.video_ids), len(self.owners)
         if not (len(self.numbers) == len(self.paths) == n and self.vectors.ndim == 2 and len(self.vectors) == r):
             raise BadInput("the columns of an index generation differ in length", got=f"{n} videos, {r} vectors")
-        if len(set(self.video_ids)) != n or len(np.unique(self.numbers)) != n:
-            twice = sorted({v for v in self.video_ids if self.video_ids.count(v) > 1})[:3] if n < 10_000 else "some"
-            raise BadInput("a video stands twice in an index generation", got=str(twice))
-        owned = np.unique(self.owners[self.owners >= 0])
-        if not np.array_equal(owned, np.arange(n)) or np.any(self.owners < -1):
-            raise BadInput(
-                "videos and vectors of an index generation do not match", expected=str(n), got=str(len(owned))
-            )
+        first = last_of_each(self.video_ids.arrow)
+        if len(first) != n or len(np.unique(self.numbers)) != n:
+            twice = np.setdiff1d(np.arange(n), first)[:3]
+            raise BadInput("a video stands twice in an index generation", got=self.video_ids.take(twice).tolist())
+        if r and (self.owners.min() < -1 or self.owners.max() >= n):
+            raise BadInput("a vector of an index generation belongs to no video of it", expected=f"-1 to {n - 1}")
+        owned = np.count_nonzero(np.bincount(self.owners[self.owners >= 0], minlength=n))
+        if owned != n:
+            raise BadInput("videos and vectors of an index generation do not match", expected=str(n), got=str(owned))
 
     @property
     def dead(self) -> int:
@@ -49,8 +53,8 @@ class Rows:
 
 
 def build_rows(
-    video_ids: list[str],
-    paths: list[str],
+    video_ids: Iterable[str],
+    paths: Iterable[str],
     vectors: NDArray[Any],
     *,
     first_number: int = 0,
@@ -60,26 +64,29 @@ def build_rows(
     videos, several, dim = stacked.shape
     rows = Rows(
         numbers=np.arange(first_number, first_number + videos, dtype=np.int64),
-        video_ids=list(video_ids),
-        paths=list(paths),
+        video_ids=Strings(video_ids),
+        paths=Strings(paths),
         owners=np.repeat(np.arange(videos, dtype=np.int64), several),
-        vectors=stacked.reshape(videos * several, dim).astype(np.float16),
+        vectors=stacked.reshape(videos * several, dim).astype(np.float16, copy=False),
     )
     rows.check()
     return rows
 
 
-def without(rows: Rows, deleted: set[str]) -> Rows:
+def without(rows: Rows, deleted: Collection[str]) -> Rows:
     """The same vectors in the same places, those of ``deleted`` videos marked dead. BadInput if one is not there."""
-    absent = deleted.difference(rows.video_ids)
-    if absent:
-        raise BadInput("cannot delete what the index does not hold", got=", ".join(sorted(absent)[:5]))
-    kept = np.array([v not in deleted for v in rows.video_ids], dtype=bool)
+    wanted = sorted(deleted)
+    where = lookup(wanted, rows.video_ids)
+    if (where < 0).any():
+        absent = [wanted[row] for row in np.flatnonzero(where < 0)[:5]]
+        raise BadInput("cannot delete what the index does not hold", got=", ".join(absent))
+    kept = np.ones(len(rows), bool)
+    kept[where] = False
     places = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)  # the last entry serves owner -1
     return Rows(
         numbers=rows.numbers[kept],
-        video_ids=[v for v, k in zip(rows.video_ids, kept, strict=True) if k],
-        paths=[p for p, k in zip(rows.paths, kept, strict=True) if k],
+        video_ids=rows.video_ids.take(np.flatnonzero(kept)),
+        paths=rows.paths.take(np.flatnonzero(kept)),
         owners=cast(NDArray[np.int64], places[rows.owners]),
         vectors=rows.vectors,
     )
@@ -93,7 +100,7 @@ def joined(first: Rows, second: Rows) -> Rows:
         video_ids=first.video_ids + second.video_ids,
         paths=first.paths + second.paths,
         owners=np.concatenate([first.owners, moved]),
-        vectors=np.concatenate([first.vectors, second.vectors]),
+        vectors=joined_rows(first.vectors, second.vectors),
     )
 
 
@@ -104,10 +111,13 @@ def compacted(rows: Rows) -> Rows:
     alive = np.flatnonzero(rows.owners >= 0)
     owners = place[rows.owners[alive]]
     by_owner = np.argsort(owners, kind="stable")
+    picked = alive[by_owner]
+    if is_identity(order, len(rows)) and is_identity(picked, len(rows.owners)):
+        return rows
     return Rows(
         numbers=rows.numbers[order],
-        video_ids=[rows.video_ids[i] for i in order],
-        paths=[rows.paths[i] for i in order],
+        video_ids=rows.video_ids.take(order),
+        paths=rows.paths.take(order),
         owners=owners[by_owner],
-        vectors=rows.vectors[alive[by_owner]],
+        vectors=joined_rows(rows.vectors).select(picked),
     )

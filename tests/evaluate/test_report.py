@@ -6,6 +6,7 @@ import io
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     store, head = make_store(folder / "f", videos=50), make_head("dits")
     videos, texts = store.videos(), store.texts()
-    texts.captions[:] = [f"{caption} {NASTY}" for caption in texts.captions]
+    texts = replace(texts, captions=[f"{caption} {NASTY}" for caption in texts.captions])
     vectors = head.pool_video(torch.from_numpy(videos.frame_embeds), torch.from_numpy(videos.frame_mask)).numpy()
     index = IndexedGallery(build(vectors, IndexSpec()), np.arange(50), 6400, {"spec": IndexSpec().to_dict()})
     options = Options(resamples=20, shortlist=10, normalisations=("dual-softmax",))
