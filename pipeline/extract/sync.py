@@ -5,6 +5,7 @@ stores that recorded nothing are taken as they are. What lies at a URL or in a t
 """
 
 import os
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from pipeline.errors import BadInput
 from pipeline.fingerprint import SourceFile, source_file
 from pipeline.stores.catalogue import DONE, SKIPPED
 from pipeline.stores.features import ClipSource, FeatureStore
-from pipeline.stores.manifest import CORPUS, Manifest, VideoEntry
+from pipeline.stores.manifest import Manifest, VideoEntry
 from pipeline.stores.strings import lookup
 from pipeline.video.fetch import local_path
 
@@ -218,25 +219,27 @@ def _moves(
 def _with_captions_of_moved(manifest: Manifest, moved: Sequence[tuple[_Known, VideoEntry, SourceFile]]) -> Manifest:
     """The manifest; a file that moved and has no captions of its own takes those that wait for its path before."""
     waiting = {row["path"]: row for row in manifest.protocol.get(ABSENT, [])}
-    takes = {
-        entry.video_id: waiting.pop(before.path)
-        for before, entry, _ in moved
-        if before.path in waiting and not entry.captions and entry.split == CORPUS
-    }
-    if not takes:
+    theirs = {entry.video_id: waiting.pop(before.path) for before, entry, _ in moved if before.path in waiting}
+    if not theirs:
         return manifest
-    entries = tuple(
-        replace(entry, split=row["split"], captions=tuple(row["captions"]))
-        if (row := takes.get(entry.video_id))
-        else entry
-        for entry in manifest.entries
-    )
-    count = sum(len(row["captions"]) for row in takes.values())
-    captions = dict(manifest.protocol["captions"])
-    captions |= {"kept": captions["kept"] + count, "absent": captions["absent"] - count}
+    counts = Counter({name: count for name, count in manifest.protocol["captions"].items() if name != "unmatched"})
+    entries = []
+    for entry in manifest.entries:
+        if (row := theirs.get(entry.video_id)) is not None:
+            before, own = row["captions"], entry.captions
+            same = sum(old == new for old, new in zip(before, own, strict=False))  # counted as added under the new id
+            both = min(len(before), len(own))
+            counts.update({"absent": -len(before), "added": -both, "changed": both - same})
+            if own:
+                counts.update({"kept": same, "withdrawn": len(before) - both})
+            else:
+                entry = replace(entry, split=row["split"], captions=tuple(before))
+                counts["kept"] += len(before)
+        entries.append(entry)
+    captions = {**manifest.protocol["captions"], **counts}
     accounts = account_splits([entry for entry in entries if entry.captions])
     protocol = {**manifest.protocol, **accounts, ABSENT: list(waiting.values()), "captions": captions}
-    return replace(manifest, entries=entries, protocol=protocol)
+    return replace(manifest, entries=tuple(entries), protocol=protocol)
 
 
 # -- on the store, under its lock

@@ -84,9 +84,11 @@ class Reindexed:
 
     def contract(self) -> dict[str, Any]:
         """The object that `reindex --json` prints. An unverified generation is never published."""
-        names = ("generation", "added", "deleted", "replaced", "total")
+        names = ("generation", "added", "deleted", "total")
         told = {name: getattr(self, name) for name in names} | {"verified": bool(self.verified)}
-        return told if self.files is None else told | {"files": dict(self.files)}
+        if self.files is None and not self.replaced:
+            return told
+        return told | {"replaced": self.replaced, "files": self.files}
 
 
 @dataclass(frozen=True)

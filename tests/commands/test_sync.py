@@ -109,6 +109,16 @@ def test_a_moved_file_is_not_decoded_again(folder, monkeypatch):
     }  # fmt: skip
 
 
+def test_captions_given_again_for_a_moved_file_are_kept_ones(folder):
+    (folder.videos / "c.mp4").rename(folder.videos / "deep/c.mp4")
+    rows = [(name, f"caption of {name}") for name in NAMES]
+    report = folder.extract("--captions", folder.csv([*rows, ("c", "another one")]))
+    assert folder.counts(report) == {"moved": 1}
+    assert report["captions"] == {
+        "kept": 6, "added": 1, "changed": 0, "withdrawn": 0, "absent": 0, "unmatched": {"count": 0, "examples": []},
+    }  # fmt: skip
+
+
 def test_a_folder_that_moved_is_served_from_where_it_is_now(folder):
     folder.videos = folder.videos.rename(folder.tmp / "elsewhere")
     run("extract", "--videos", folder.videos, "--option", "corpus=clips", "--num-frames", 2, *folder.here)
