@@ -98,7 +98,7 @@ def compare(manifest: Manifest, store: FeatureStore, *, accept_gone: bool = Fals
     Raises:
         BadInput: more than MAX_GONE of the files are gone.
     """
-    known = _known(store)
+    known, already_gone = _known(store), store.gone
     entries: list[VideoEntry] = []
     new: list[VideoEntry] = []
     redo: dict[str, str] = {}
@@ -114,19 +114,23 @@ def compare(manifest: Manifest, store: FeatureStore, *, accept_gone: bool = Fals
             continue
         elif now is not None and not _same(before.file, now, where, entry.video_id, seen):
             redo[entry.video_id] = entry.path
-        elif entry.video_id in store.gone:
+        elif entry.video_id in already_gone:
             new.append(entry)
         entries.append(entry)
     ours = set(manifest.ids)
-    others = [row for video_id, row in known.items() if video_id not in ours and _below(row.where, manifest.root)]
+    others = [
+        row
+        for video_id, row in known.items()
+        if video_id not in ours and video_id not in already_gone and _below(row.where, manifest.root)
+    ]
     paths = {manifest.resolve(entry) for entry in manifest.entries if entry.start is None and entry.end is None}
     duplicates = [row for row in others if row.where in paths and not row.windowed and "files" in manifest.protocol]
     gone += [row for row in others if _look(row.where) is None]
-    gone = [row for row in gone if row.video_id not in store.gone]
+    gone = [row for row in gone if row.video_id not in already_gone]
     moved = _moves([row for row in gone if row.status == DONE], [e for e in new if e.video_id not in known], manifest)
     left = {before.video_id for before, _, _ in moved}
     lost = [row for row in gone if row.video_id not in left]
-    total = len(ours & known.keys()) + len(others)
+    total = len((ours & known.keys()) - already_gone) + len(others)
     if len(lost) > MAX_GONE * total and not accept_gone:
         raise BadInput(
             f"{len(lost)} of {total} videos are gone, the first is {lost[0].where}",
@@ -138,7 +142,7 @@ def compare(manifest: Manifest, store: FeatureStore, *, accept_gone: bool = Fals
         tuple(redo.values()),
         tuple((before.path, entry.path) for before, entry, _ in moved),
         tuple(row.path for row in lost),
-        tuple(row.video_id for row in duplicates if row.video_id not in store.gone),
+        tuple(row.video_id for row in duplicates),
     )
     kept = _with_captions_of_moved(replace(manifest, entries=tuple(entries)), moved)
     hide = {row.video_id for row in (*gone, *duplicates)}

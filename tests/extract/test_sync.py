@@ -109,3 +109,15 @@ def test_a_fifth_may_be_gone(tmp_path, gone, refused):
         with pytest.raises(BadInput, match=rf"{gone} of 8 videos are gone.*at most 20%.*--yes"):
             compare(listed(tmp_path), store)
     assert compare(listed(tmp_path), store, accept_gone=True).changes.counts()["gone"] == gone
+
+
+def test_files_that_left_before_do_not_count_for_the_bound(tmp_path):
+    for name in NAMES:
+        (tmp_path / name).write_bytes(name.encode())
+    store = make_store(tmp_path, NAMES)
+    for count, name in enumerate(NAMES[:5]):
+        (tmp_path / name).unlink()
+        if 8 - count <= 4:  # one of four
+            with pytest.raises(BadInput, match="1 of 4 videos are gone"):
+                compare(listed(tmp_path), store)
+        synchronise(tmp_path, store)
