@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.clean import clean
 from pipeline.commands.clip_out import clip_out
 from pipeline.commands.compare import compare
 from pipeline.commands.demo import demo
@@ -23,6 +24,7 @@ from pipeline.commands.doctor import doctor
 from pipeline.commands.evaluate import evaluate
 from pipeline.commands.export_clip import export_clip
 from pipeline.commands.extract import extract
+from pipeline.commands.failures import failures
 from pipeline.commands.figures import figures
 from pipeline.commands.group import Commands, log_to_file, print_version, show_less
 from pipeline.commands.import_features import import_features
@@ -71,6 +73,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "figures": figures,
     "export-clip": export_clip,
     "doctor": doctor,
+    "failures": failures,
+    "clean": clean,
     "presets": presets,
     "demo": demo,
 }

@@ -21,6 +21,7 @@ from typing import Any
 from pipeline.clip import torchscript, torchvision_guard
 from pipeline.errors import BadInput
 
+log = logging.getLogger(__name__)
 SHAPES_CLIP = "shapes-clip"
 ACTIVATION = "activation"  # key in the metadata of a .safetensors file; "quickgelu" or "gelu"
 _TWIN = "-quickgelu"
@@ -156,7 +157,7 @@ def _trained(name: str, pretrained: str | None, quick_gelu: bool | None) -> tupl
             fix=f"give --pretrained with a weights file or one of {', '.join(tags) or '(no tags)'}",
         )
     if os.path.isfile(pretrained):
-        return _from_file(name, pretrained, tags, quick_gelu), Path(pretrained).name
+        return _from_file(name, pretrained, quick_gelu), Path(pretrained).name
     if pretrained not in tags:
         looks_like_file = pretrained.endswith(_WEIGHT_SUFFIXES) or os.sep in pretrained
         raise BadInput(
@@ -170,23 +171,42 @@ def _trained(name: str, pretrained: str | None, quick_gelu: bool | None) -> tupl
     return _create(name, pretrained, wants), pretrained
 
 
-def _from_file(name: str, path: str, tags: list[str], quick_gelu: bool | None) -> Any:
+def _from_file(name: str, path: str, quick_gelu: bool | None) -> Any:
     """Weights from a file, with the preprocessing of the model's published weights where those all agree."""
-    import open_clip
     from open_clip.model import set_model_preprocess_cfg
 
     wants = _activation_of_file(name, path) if quick_gelu is None else quick_gelu
     create = _create_from_archive if torchscript.is_archive(path) else _create
     model = create(name, path, bool(wants))
     _require_activation(name, model, wants)
-    published = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
-    agreed = {
-        key: published[0][key]
-        for key in ("mean", "std", "interpolation", "resize_mode")
-        if published and all(key in cfg and cfg[key] == published[0].get(key) for cfg in published)
-    }
-    set_model_preprocess_cfg(model, {**model.visual.preprocess_cfg, **agreed})
+    set_model_preprocess_cfg(model, {**model.visual.preprocess_cfg, **agreed_preprocessing(name)})
     return model
+
+
+def agreed_preprocessing(model_name: str) -> dict[str, Any]:
+    """The settings of preprocessing that all published weights of a model share; empty for a model without any.
+
+    SigLIP, MobileCLIP and others are not preprocessed as OpenAI's models are, and a weights file does not say it. Where
+    the published weights differ (ViT-L-14 and ViT-H-14), open_clip's default stands, and a line in the log says so.
+
+    >>> agreed_preprocessing("ViT-B-16-SigLIP")["mean"]
+    (0.5, 0.5, 0.5)
+    """
+    torchvision_guard.ensure()
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(model_name)
+    published = [open_clip.get_pretrained_cfg(model_name, tag) for tag in tags]
+    agreed: dict[str, Any] = {}
+    for key in ("mean", "std", "interpolation", "resize_mode"):
+        values = [cfg.get(key) for cfg in published]
+        if values and values.count(values[0]) < len(values):
+            log.warning(
+                f"published weights of {model_name} differ in {key}; for a weights file it is open_clip's default"
+            )
+        elif values and values[0] is not None:
+            agreed[key] = values[0]
+    return agreed
 
 
 def _activation_of_file(name: str, path: str) -> bool | None:

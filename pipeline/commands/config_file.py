@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+ONCE = ("yes", "drop-captions", "retry-failed")  # said of one run: a file that is kept does not repeat them
 NOT_SETTINGS = ("config", "workspace", "json", "help", "benchmark")
 
 
@@ -59,7 +60,7 @@ def keep(ctx: typer.Context, path: Path, **resolved: Any) -> None:
     from pipeline.stores.atomic import atomic_write
 
     values = {**ctx.params, **resolved}
-    kept = {name: values[parameter] for name, parameter in option_names(ctx.command).items()}
+    kept = {name: values[parameter] for name, parameter in option_names(ctx.command).items() if name not in ONCE}
     plain = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in kept.items()

@@ -56,7 +56,7 @@ def dataset_report(
     checks = [*_captions(clips), *_ids(name, clips), *_repairs(repairs)]
     if isinstance(manifest, Check):
         return DatasetReport(name, (manifest, *checks))
-    checks = [*_accounts(manifest.protocol), _shared_files(manifest), *checks]
+    checks = [*_folder(manifest), *_accounts(manifest.protocol), _shared_files(manifest), *checks]
     test = [entry.video_id for entry in manifest.entries if entry.split == "test"]
     if deep:
         unreadable = _unreadable(manifest, workers or os.cpu_count() or 1)
@@ -120,6 +120,20 @@ def _accounts(protocol: dict[str, Any]) -> list[Check]:
     extra = protocol.get("extra_files", {"count": 0, "examples": []})
     found = f"{extra['count']} ({', '.join(extra['examples'][:3])})" if extra["count"] else "none"
     checks.append(Check("files that nobody names", OK, found))
+    return checks
+
+
+def _folder(manifest: Manifest) -> list[Check]:
+    """Of an own folder: how many videos, which files are none, and which rows of the captions fit none."""
+    if "files" not in manifest.protocol:
+        return []
+    skipped, unmatched = manifest.protocol["skipped_files"], manifest.protocol["captions"]["unmatched"]
+    others = f"{len(skipped)} ({', '.join(row['path'] for row in skipped[:3])})" if skipped else "none"
+    videos = f"{len(manifest.entries)}, {manifest.protocol['files']['captioned']} with captions"
+    checks = [Check("videos", OK, videos), Check("files that are no videos", OK, others)]
+    if unmatched["count"]:
+        told = f"{unmatched['count']} ({'; '.join(unmatched['examples'][:3])})"
+        checks.append(Check("rows of the captions without a video", WARN, told, "correct the names there"))
     return checks
 
 

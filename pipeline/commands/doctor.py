@@ -7,13 +7,16 @@ import typer
 
 from pipeline.commands.environment import FAIL, environment_report, worst
 from pipeline.commands.options import DatasetOptions, JsonOption, WorkspaceOption, pairs, show
+from pipeline.errors import BadInput
 from pipeline.workspace import Workspace
 
 
 def doctor(
     dataset: Annotated[str | None, typer.Option(help="Check a data set's files too")] = None,
-    videos: Annotated[Path | None, typer.Option(help="Folder of its videos")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="Folder of its annotation files")] = None,
+    videos: Annotated[Path | None, typer.Option(help="Folder of its videos; without --dataset: of your own")] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Folder of its annotation files; the captions file of your own videos")
+    ] = None,
     option: DatasetOptions = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Hash every file of the workspace that has a checksum and compare")
@@ -22,17 +25,20 @@ def doctor(
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check the environment, a data set's files against the published split, or the workspace's files against their
-    checksums, with a remedy for each problem.
+    """Check the environment, the files of a data set or folder, or the workspace against its checksums, with remedies.
 
     \b
         python cli.py doctor
         python cli.py doctor --verify
+        python cli.py doctor --videos my_clips/ --annotations captions.csv --deep
         python cli.py doctor --dataset msrvtt --videos /data/msrvtt --annotations /data/msrvtt_csv --deep
     """
     from dataclasses import asdict
 
+    if dataset is None and (annotations or option) and not videos:
+        raise BadInput("--annotations and --option belong to videos", fix="give --dataset NAME or --videos DIR too")
     place = Workspace.locate(workspace)
+    dataset = dataset or ("folder" if videos else None)
     if verify:
         from pipeline.commands.verification import verify_workspace
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.commands.config_file import ConfigOption, keep
+from pipeline.commands.file_lines import file_lines
 from pipeline.commands.options import (
     DatasetOptions,
     Decoder,
@@ -49,6 +50,10 @@ def extract(
     ] = None,
     annotations: Annotated[Path | None, typer.Option(help="Folder of the data set's annotation files")] = None,
     captions: Annotated[Path | None, typer.Option(help="Captions of your own videos: .csv, .parquet or .jsonl")] = None,
+    drop_captions: Annotated[
+        bool,
+        typer.Option("--drop-captions", help="Withdraw captions of an earlier run that --captions does not give again"),
+    ] = False,
     option: DatasetOptions = None,
     preset: Annotated[str | None, typer.Option(help="Data set, options, model and weights of a preset")] = None,
     model: Annotated[
@@ -105,7 +110,10 @@ def extract(
         typer.Option(min=0, max=1000, help="Cache the inputs of CLIP's top K blocks, for train-head --train-blocks"),
     ] = 0,
     token_dtype: Annotated[TokenDtype, typer.Option(help="Type of that cache; int8 takes half the size")] = "float16",
-    accept_size: Annotated[bool, typer.Option("--yes", help="Start even if the cache may not fit on the disk")] = False,
+    accept: Annotated[
+        bool,
+        typer.Option("--yes", help="Go on though more than 20 % of the files are gone, or the cache may not fit"),
+    ] = False,
     wait_seconds: Annotated[
         float, typer.Option("--wait", min=0, max=1e9, help="Seconds to wait for another process writing to the store")
     ] = 0.0,
@@ -136,6 +144,8 @@ def extract(
         python cli.py extract --videos films/ --split every:10:5
         python cli.py extract --videos films/ --split scenes --max-clip 20
         python cli.py extract --source windows.csv
+        python cli.py extract --videos my_clips/                        # the captions of the run before stay
+        python cli.py extract --videos my_clips/ --drop-captions
         python cli.py extract --source s3://bucket/clips
         python cli.py extract --videos my_clips/ --benchmark --save rates.json
         python cli.py extract --dataset msrvtt --videos /data/msrvtt --annotations /data/msrvtt_csv \\
@@ -147,7 +157,7 @@ def extract(
         python cli.py extract --config extract.yaml
     """
     options: dict[str, Any] = dict(pairs(option, "--option"))
-    of_data_set = videos or dataset or annotations or captions or option
+    of_data_set = videos or dataset or annotations or captions or option or drop_captions
     exclusive({"--source": source, "--videos, --dataset, --annotations, --captions, --option": of_data_set})
     rule = split_rule(split, min_clip, max_clip)
     if preset:
@@ -159,23 +169,28 @@ def extract(
         dataset, model = recipe.dataset, model or recipe.model
         num_frames = recipe.num_frames if num_frames is None else num_frames
         options = {**recipe.dataset_options, **options}
-    given = dict(locals())
+    given = {**locals(), "accept_size": accept, "accept_gone": accept}
 
-    from pipeline.datasets.manifests import dataset_manifest, source_manifest
+    from pipeline.clip.advice import warn_of_test_model
+    from pipeline.datasets.manifests import dataset_manifest, folder_name, source_manifest
+    from pipeline.extract.clips import split_manifest, split_name
     from pipeline.extract.settings import ExtractSettings
     from pipeline.video.limits import Limits
 
     settings = ExtractSettings(**filled(ExtractSettings, given), limits=Limits(**filled(Limits, given)))
     place = Workspace.locate(workspace)
+    own = videos is not None and dataset in (None, "folder")
+    if rule is not None and own:  # the clips of one rule are a data set, whose captions stay from run to run
+        options = {"corpus": split_name(folder_name(videos), rule), **options}
     if source:
         manifest = source_manifest(source, allow_private)
     else:
-        manifest = dataset_manifest(place, dataset, videos, annotations, captions, options)
+        manifest = dataset_manifest(place, dataset, videos, annotations, captions, options, drop_captions)
     if rule is not None:
-        from pipeline.extract.clips import split_manifest, split_name
-
-        manifest = replace(manifest, name=split_name(manifest.name, rule))
+        if not own:
+            manifest = replace(manifest, name=split_name(manifest.name, rule))
         manifest = split_manifest(manifest, rule, settings, place.dataset_dir(manifest.name))
+    warn_of_test_model(settings.model, manifest.name)
     if benchmark:
         from pipeline.extract.benchmark import benchmark as measure_rates
         from pipeline.stores.atomic import write_json
@@ -190,16 +205,22 @@ def extract(
     report = extract_manifest(place, manifest, settings)
     in_effect = {name: getattr(settings, name) for name in ("model", "pretrained", "num_frames")}
     keep(ctx, Path(report.store) / "extract.yaml", dataset=dataset, **in_effect)
-    text = (
-        f"{report.inputs} inputs = {report.done} done + {report.failed} failed + {report.skipped} skipped\n"
-        f"features: {report.store}"
-    )
+    changes = report.manifest.protocol.get("captions")  # a folder's
+    files = report.changes.to_json() if report.changes else None
+    lines = [
+        *file_lines(files),
+        f"{report.inputs} inputs = {report.done} done + {report.failed} failed + {report.skipped} skipped",
+    ]
+    if changes:
+        lines += caption_lines(changes)
+    lines.append(f"features: {report.store}")
     if report.failed:
         classes = ", ".join(f"{name}: {count}" for name, count in sorted(report.failure_classes.items()))
-        text += f"\nfailures ({classes}): {report.store}/failures.parquet"
+        lines.append(f"failures ({classes}): {report.store}/failures.parquet")
     if rule is not None:
-        text += f"\nclips of {manifest.protocol['clips']['measured']} files, as data set {manifest.name}"
-    show({name: getattr(report, name) for name in ("inputs", "done", "failed", "skipped", "store")}, as_json, text)
+        lines.append(f"clips of {manifest.protocol['clips']['measured']} files, as data set {manifest.name}")
+    result = {name: getattr(report, name) for name in ("inputs", "done", "failed", "skipped", "store")}
+    show({**result, "captions": changes, "files": files}, as_json, "\n".join(lines))
     if not report.enough:
         log.warning(f"only {report.coverage:.1%} of the videos are done (--min-coverage {report.min_coverage:.0%})")
         raise typer.Exit(1)
@@ -221,3 +242,20 @@ def split_rule(split: str | None, min_clip: float | None, max_clip: float | None
 
         require_detector(rule.detector)
     return rule
+
+
+def caption_lines(changes: dict[str, Any]) -> list[str]:
+    """What became of the captions, in one line where there were any; rows that fit no file are named on stderr."""
+    unmatched = changes["unmatched"]
+    if unmatched["count"]:
+        log.warning(
+            f"{unmatched['count']} rows of the captions fit no video, such as {', '.join(unmatched['examples'])}"
+        )
+    counts = {name: changes[name] for name in ("kept", "added", "changed", "withdrawn")}
+    counts |= {"of absent files": changes["absent"], "rows without a video": unmatched["count"]}
+    told = [
+        f"{count} {name}"
+        for name, count in counts.items()
+        if count or name in ("kept", "added", "changed", "withdrawn")
+    ]
+    return [f"captions: {', '.join(told)}"] if any(counts.values()) else []

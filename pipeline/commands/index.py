@@ -63,6 +63,7 @@ def index(
     search_parameters = numbers(pairs(search_, "--search"), "--search")
     place = Workspace.locate(workspace)
 
+    from pipeline.clip.advice import warn_of_test_model
     from pipeline.device import resolve_device
     from pipeline.resolve import resolve_head, resolve_store
     from pipeline.retrieve.autotune import Requirements
@@ -70,6 +71,7 @@ def index(
     from pipeline.retrieve.index import IndexSpec
 
     chosen = resolve_store(place, dataset, encoder)
+    warn_of_test_model(chosen.store.settings.get("model"), chosen.dataset)
     head = resolve_head(place, chosen, run, head_dir).to(resolve_device(device))
     if by_need:
         required = Requirements(0.95 if recall is None else recall, memory_bytes, latency_ms)

@@ -1,38 +1,45 @@
 """`reindex`, stage 3: bring an index up to date with a corpus."""
 
 import logging
-import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
-from itertools import chain, count
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.commands.file_lines import file_lines
 from pipeline.commands.options import IndexOption, JsonOption, RunOption, WorkspaceOption, exclusive, show
 from pipeline.errors import BadInput, MissingData
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from pipeline.retrieve.updates import Policy, Reindexed
-    from pipeline.stores.features import FeatureStore
-    from pipeline.stores.manifest import VideoEntry
 
 log = logging.getLogger(__name__)
 
 
 def reindex(
+    generation: Annotated[
+        str | None, typer.Argument(metavar="[GENERATION]", help="With --rollback: the generation to go to")
+    ] = None,
     source: Annotated[
         str | None,
-        typer.Option(
-            "--corpus", "--source", help="Videos to add, where the index lacks them: a folder, list, .tar or URL"
-        ),
+        typer.Option("--corpus", "--source", help="Only look at these videos: a folder, list, .tar or URL"),
     ] = None,
     delete: Annotated[
         list[str] | None, typer.Option(help="A video id to delete, from later builds too; repeatable")
     ] = None,
-    rollback: Annotated[bool, typer.Option("--rollback", help="Go back to the generation before")] = False,
+    retry_failed: Annotated[str | None, typer.Option(help="Retry failed videos: all, or a failure class")] = None,
+    accept_gone: Annotated[
+        bool, typer.Option("--yes", help="Go on though more than 20 % of the files are gone")
+    ] = False,
+    allow_private: Annotated[
+        bool,
+        typer.Option("--allow-private", help="Let http(s) URLs redirect, and lead to private or loopback addresses"),
+    ] = False,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Go back to the generation before, or to the one named, forward too")
+    ] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the generations")] = False,
     prune: Annotated[int | None, typer.Option(help="Keep only the N newest generations")] = None,
     index: IndexOption = None,
@@ -42,14 +49,24 @@ def reindex(
 ) -> None:
     """Stage 3: bring an index up to date; readers see the old generation until the new one is whole and verified.
 
+    New and changed files are extracted, files that are gone leave the index, moved ones keep their features.
+
     \b
+        python cli.py reindex                           # every file that the features were made from
         python cli.py reindex --corpus new_clips/
+        python cli.py reindex --corpus more.csv
+        python cli.py reindex --retry-failed all
         python cli.py reindex --delete old_clip.mp4
         python cli.py reindex --list
         python cli.py reindex --rollback
+        python cli.py reindex --rollback gen-000003
     """
-    more = "--corpus, --delete, --run"
-    exclusive({"--list": list_, "--rollback": rollback, "--prune": prune, more: source or delete or run})
+    more = "--corpus, --delete, --run, --retry-failed"
+    exclusive(
+        {"--list": list_, "--rollback": rollback, "--prune": prune, more: source or delete or run or retry_failed}
+    )
+    if generation is not None and not rollback:
+        raise BadInput(f"unexpected argument {generation!r}", fix="give --corpus DIR, or --rollback GENERATION")
     place = Workspace.locate(workspace)
 
     from pipeline.retrieve.corpus import generations
@@ -59,27 +76,33 @@ def reindex(
     if not rollback and store.current() is None:  # a damaged CURRENT is what a rollback mends
         raise MissingData(f"no index of {index}", fix="run `python cli.py index` first")
     if list_:
-        lines = [
-            f"{'*' if row['live'] else ' '} {row['generation']}  {row['videos']} videos  {row['how']}"
-            for row in store.records()
-        ]
-        show(store.records(), as_json, "\n".join(lines))
+        show(store.records(), as_json, "\n".join(generation_line(row) for row in store.records()))
     elif rollback:
-        live = store.rollback()
+        live = store.rollback(generation)
         show({"generation": live}, as_json, f"live: {live}")
     elif prune is not None:
         removed = store.prune(prune)
         show({"removed": removed}, as_json, f"removed: {', '.join(removed) or 'nothing'}")
     else:
-        if source is None and not delete and run is None:
-            raise BadInput(
-                "nothing to do", fix="give --corpus DIR, --delete ID, --run RUN, --list, --rollback or --prune N"
-            )
-        result = update_corpus(place, source=source, delete=delete or [], index=index, run=run)
-        text = (
-            f"{result.generation}: {result.added} added, {result.deleted} deleted, {result.total} in all ({result.how})"
+        result = update_corpus(
+            place,
+            source=source,
+            delete=delete or [],
+            index=index,
+            run=run,
+            retry_failed=retry_failed,
+            accept_gone=accept_gone,
+            allow_private=allow_private,
         )
-        show(result.contract(), as_json, text)
+        counts = f"{result.added} added, {result.replaced} replaced, {result.deleted} deleted, {result.total} in all"
+        lines = [*file_lines(result.files), f"{result.generation}: {counts} ({result.how})"]
+        show(result.contract(), as_json, "\n".join(lines))
+
+
+def generation_line(row: dict[str, Any]) -> str:
+    """One generation for people: its name, date, size, and why it was made."""
+    mark, size = "*" if row["live"] else " ", f"{row['bytes'] / 1e6:.1f} MB"
+    return f"{mark} {row['generation']}  {row['made']}  {row['videos']} videos  {size}  {row['how']}"
 
 
 def update_corpus(
@@ -90,119 +113,79 @@ def update_corpus(
     index: str | None = None,
     run: str | None = None,
     policy: "Policy | None" = None,
+    retry_failed: str | None = None,
+    accept_gone: bool = False,
+    allow_private: bool = False,
 ) -> "Reindexed":
-    """Extract the clips of a folder, list, tar or URL that an index lacks, delete others, switch over.
+    """Bring an index up to date with its files: extract new and changed ones, drop those that are gone, switch over.
 
-    Another head (`run`) or features with other settings force a rebuild from what is cached; nothing is decoded twice.
-    What is deleted stays out, though its file still lies in a folder that is given again: only a rollback, or a copy in
-    another folder, brings it back.
+    Without `source`, `delete` and `run` every file that the features were made from is looked at, and the data set's
+    own folder is listed again. With `source` that corpus alone. Another head (`run`) or features with other settings
+    force a rebuild from what is cached; nothing is decoded twice. What is deleted stays out, though its file still lies
+    in a folder that is given again: only a rollback, or a copy in another folder, brings it back.
 
     Args:
-        source: where new videos come from.
+        source: a folder, list, tar or URL.
         delete: video ids.
         index: the index's name; by default the one built last.
         run: another head for the whole index.
+        retry_failed: try failed videos again: all, or a failure class.
+        accept_gone: any number of files may be gone.
+        allow_private: whether http(s) URLs may redirect, and lead to private and loopback addresses.
     """
     import numpy as np
 
-    from pipeline.extract.driver import extract
+    from pipeline.commands.corpus_files import CorpusFiles
     from pipeline.extract.settings import settings_of
     from pipeline.resolve import resolve_head, resolve_store
-    from pipeline.retrieve.corpus import generations, index_head, locations, provenance, require_indexable
+    from pipeline.retrieve.corpus import generations, index_head, locations, outdated, provenance, require_indexable
     from pipeline.retrieve.pooled import pool_to_file
     from pipeline.retrieve.retriever import latest_corpus
     from pipeline.retrieve.updates import update_index
     from pipeline.stores.features import FeatureStore
-    from pipeline.stores.manifest import Manifest
     from pipeline.stores.strings import Strings, lookup
 
-    files: Mapping[str, VideoEntry] = {}
     name = index or latest_corpus(workspace)
     with generations(workspace, name).open() as live:
         origin = live.info["origin"]
     chosen = resolve_store(workspace, origin["dataset"], origin["encoder"])
     head = resolve_head(workspace, chosen, run) if run else index_head(workspace, chosen, origin)
     require_indexable(head)
-    if source is not None:
-        files = corpus_files(source)
-        entries = new_entries(files, chosen.store, corpus_name(source))
-        log.info(f"{len(entries)} of the {len(files)} files in {source} are new")
-        if entries:
-            report = extract(
-                Manifest(name, source, tuple(entries)),
-                chosen.store.path,
-                settings_of(chosen.store),
-            )
-            log.info(f"{report.inputs} inputs = {report.done} done + {report.failed} failed + {report.skipped} skipped")
-            chosen = replace(chosen, store=FeatureStore.open(chosen.store.path))
+    changes, wanted = None, None
+    everything = source is None and not delete and run is None
+    if source is not None or everything or retry_failed:
+        settings = replace(settings_of(chosen.store), retry_failed=retry_failed, accept_gone=accept_gone)
+        if allow_private:
+            settings = replace(settings, limits=replace(settings.limits, allow_private=True))
+        files = CorpusFiles(workspace, chosen, settings)
+        if source is None:
+            changes = files.update_all()
+        else:
+            changes, wanted = files.update_from(source, allow_private)
+        chosen = replace(chosen, store=FeatureStore.open(chosen.store.path))
     videos = chosen.store.videos(mmap=True)
-    paths = locations(chosen.store, videos.paths)
-    new = (lookup(paths, list(files)) >= 0) & (lookup(videos.video_ids, list(delete)) < 0)
-    add = np.flatnonzero(new)
+    ids, paths = Strings(videos.video_ids), locations(chosen.store, videos.paths)
+    with generations(workspace, name).open() as live:
+        held, changed = live.rows().video_ids, outdated(live, chosen.store)
+    kept = (lookup(held, ids) >= 0) & (lookup(held, changed) < 0)
+    asked = np.full(len(ids), changes is not None) if wanted is None else lookup(ids, sorted(wanted)) >= 0
+    add = np.flatnonzero((asked | (lookup(ids, changed) >= 0)) & (lookup(ids, list(delete)) < 0))
+    drop = np.flatnonzero(~kept & (lookup(held, list(delete)) < 0))
 
     place = generations(workspace, name)
 
-    def pool(ids: Strings) -> np.ndarray:
-        return pool_to_file(head.head, videos.select(lookup(ids, videos.video_ids)), place.root)
+    def pool(of: Strings) -> np.ndarray:
+        return pool_to_file(head.head, videos.select(lookup(of, ids)), place.root)
 
-    return update_index(
+    result = update_index(
         place,
-        add_ids=Strings(videos.video_ids).take(add),
+        add_ids=ids.take(add),
         add_paths=paths.take(add),
         delete=delete,
+        drop=Strings(held).take(drop).tolist(),
+        places=(ids, paths),
         pool=pool,
         provenance=provenance(chosen, head),
         policy=policy,
     )
-
-
-def corpus_name(source: str) -> str:
-    from pipeline.datasets.manifests import folder_name
-
-    return folder_name(Path(source))
-
-
-def corpus_files(source: str) -> "dict[str, VideoEntry]":
-    """Entries of a corpus by absolute path (links not resolved) or URL."""
-    from pipeline.datasets import build_manifest
-    from pipeline.datasets.manifests import source_manifest
-
-    if Path(source).is_dir() or ("://" not in source and not Path(source).exists()):
-        manifest = build_manifest("folder", Path(source), None, None, corpus=corpus_name(source))
-    else:
-        manifest = source_manifest(source)
-    places = [manifest.resolve(entry) for entry in manifest.entries]
-    return {
-        place if "://" in place else os.path.abspath(place): entry
-        for place, entry in zip(places, manifest.entries, strict=True)
-    }
-
-
-def new_entries(files: "Mapping[str, VideoEntry]", store: "FeatureStore", folder: str) -> "list[VideoEntry]":
-    """Entries that the store has not processed yet, under unique ids.
-
-    A file is known by where it lies; its id is its path inside the folder, preceded by the folder's name, and a number,
-    where another video has that id already.
-    """
-    from pipeline.retrieve.corpus import locations
-
-    known = [*store.videos(mmap=True).paths, *(failure.path for failure in store.failures())]
-    there, taken = set(locations(store, known)), set(store.covered())
-    entries = []
-    for path, entry in files.items():
-        if path in there:
-            continue
-        video_id = free_id(entry.video_id, folder, taken)
-        taken.add(video_id)
-        entries.append(replace(entry, video_id=video_id, path=path))
-    return entries
-
-
-def free_id(video_id: str, folder: str, taken: Collection[str]) -> str:
-    """First free id of: the id itself, <folder>/<id>, <folder>-2/<id>, <folder>-3/<id>, ...
-
-    >>> free_id("a.mp4", "clips", {"a.mp4", "clips/a.mp4"})
-    'clips-2/a.mp4'
-    """
-    numbered = (f"{folder}-{number}/{video_id}" for number in count(2))
-    return next(name for name in chain((video_id, f"{folder}/{video_id}"), numbered) if name not in taken)
+    return replace(result, files=changes.to_json()) if changes else result

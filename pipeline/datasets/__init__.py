@@ -45,7 +45,15 @@ DATASETS: dict[str, DatasetInfo] = {
 }
 
 
-_GIVEN_OTHERWISE = {"source", "dataset_dir", "progress", "videos", "captions_file"}  # parameters that are no options
+_GIVEN_OTHERWISE = {
+    "source",
+    "dataset_dir",
+    "progress",
+    "videos",
+    "captions_file",
+    "previous",
+    "drop_captions",
+}  # parameters that are no options
 
 
 def dataset_info(name: str) -> DatasetInfo:
@@ -64,13 +72,17 @@ def build_manifest(
     videos: Path | None = None,
     annotations: Path | None = None,
     dataset_dir: Path | None = None,
+    *,
+    previous: "Manifest | None" = None,
+    drop_captions: bool = False,
     **options: Any,
 ) -> "Manifest":
     """Build the manifest of a data set; its files default to `dataset_dir`/{videos,annotations}.
 
     Options: `splits` ("train,val,test" or a part of it: the files of the other splits are then not needed), and those
     of the data set's `annotate` (or of the generator of shapes). For "folder", `annotations` is the captions file and
-    the option `corpus` its name. Raises MissingData listing every file that is absent, BadInput on malformed ones.
+    the option `corpus` its name; `previous` and `drop_captions` are `folder_manifest`'s. Raises MissingData listing
+    every file that is absent, BadInput on malformed ones.
     """
     from pipeline.datasets.assemble import assemble
 
@@ -82,7 +94,9 @@ def build_manifest(
         return account_built_in(manifest)
     if name == "folder":
         folder = Path(videos) if videos else _needed(dataset_dir, "videos") / "videos"
-        return module.build(folder, Path(annotations) if annotations else None, **_checked(name, module.build, options))
+        checked = _checked(name, module.build, options)
+        captions = Path(annotations) if annotations else None
+        return module.build(folder, captions, previous=previous, drop_captions=drop_captions, **checked)
     source = find_source(name, videos, annotations, dataset_dir, options.pop("splits", None))
     assert source.videos is not None
     annotated = annotate(source, **options)

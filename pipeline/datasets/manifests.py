@@ -7,8 +7,9 @@ from typing import Any
 
 from pipeline.datasets import build_manifest
 from pipeline.datasets.corpus import read_source
+from pipeline.datasets.media import SAMPLE, same_media
 from pipeline.errors import BadInput
-from pipeline.stores.manifest import Manifest
+from pipeline.stores.manifest import Manifest, read_manifest
 from pipeline.workspace import Workspace
 
 
@@ -19,19 +20,36 @@ def dataset_manifest(
     annotations: Path | None,
     captions: Path | None,
     options: Mapping[str, Any],
+    drop_captions: bool = False,
 ) -> Manifest:
     """The manifest of a named data set, or of any folder of videos (then `captions` is its captions file, or None).
+
+    A folder keeps the ids of the manifest that the workspace has of it, and the captions too where `captions` gives
+    none, unless `drop_captions`.
 
     Raises MissingData listing the files that are absent and BadInput on malformed annotations.
     """
     if dataset in (None, "folder") and videos is not None:
-        return build_manifest("folder", videos, captions, None, **{"corpus": folder_name(videos), **options})
+        named = {"corpus": folder_name(videos), **options}
+        previous = earlier_manifest(workspace, str(named["corpus"]), str(Path(videos).resolve()))
+        return build_manifest("folder", videos, captions, None, previous=previous, drop_captions=drop_captions, **named)
+    if drop_captions:
+        raise BadInput("--drop-captions belongs to a folder of your own videos", fix="give --videos DIR")
     if captions is not None:
         raise BadInput(
             "--captions belongs to a folder of your own videos", fix="give --videos DIR, or --annotations DIR"
         )
     name = dataset or "shapes"
     return build_manifest(name, videos, annotations, workspace.dataset_dir(name), **options)
+
+
+def earlier_manifest(workspace: Workspace, name: str, root: str) -> Manifest | None:
+    """The manifest that the workspace has under this name, if it is of the same media."""
+    path = workspace.manifest_path(name)
+    if not path.exists():
+        return None
+    manifest = read_manifest(path)
+    return manifest if same_media(manifest.root, root, [entry.path for entry in manifest.entries[:SAMPLE]]) else None
 
 
 def folder_name(videos: Path) -> str:

@@ -6,6 +6,7 @@ with every known video extension taken off in turn: `a.mov.mp4` to `a.mov.mp4`, 
 """
 
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -76,8 +77,17 @@ def known_names(file_name: str) -> Iterator[str]:
         stem, extension = os.path.splitext(stem)
 
 
+def composed(name: str) -> str:
+    """The name in Unicode's composed form (NFC): macOS writes names decomposed, most captions files are composed.
+
+    >>> composed("cafe\\u0301.mp4") == "caf\\u00e9.mp4"
+    True
+    """
+    return unicodedata.normalize("NFC", name)
+
+
 class VideoIndex:
-    """`find` answers in constant time; `files` are paths relative to `root`."""
+    """`find` and `matches` answer in constant time; `files` are paths relative to `root`."""
 
     def __init__(self, root: Path, repairs: Repairs) -> None:
         self.root = root
@@ -85,12 +95,30 @@ class VideoIndex:
         self._by_name: dict[str, list[str]] = {}
         for path in self.files:
             for name in known_names(path.rsplit("/", 1)[-1]):
-                self._by_name.setdefault(name, []).append(path)
+                self._by_name.setdefault(composed(name), []).append(path)
+        self._by_path: dict[str, list[str]] = {}
+        for path in self.files:
+            self._by_path.setdefault(composed(path), []).append(path)
+
+    def matches(self, name: str, *, whole_path: bool = False) -> list[str]:
+        """The files that a name stands for: one, none, or several that it does not tell apart.
+
+        Args:
+            name: a path below the folder, else a file name, else a file name without its video extensions.
+            whole_path: take it as a path only.
+        """
+        paths = self._by_path.get(composed(name), [])
+        if name in paths:
+            return [name]
+        if paths or whole_path:
+            return paths
+        candidates = self._by_name.get(composed(name), [])
+        return [path for path in candidates if composed(path.rsplit("/", 1)[-1]) == composed(name)] or candidates
 
     def find(self, names: Iterable[str], repairs: Repairs) -> str | None:
         """The file that answers to the first of `names` that any file answers to; several candidates are counted."""
         for name in names:
-            candidates = self._by_name.get(name, [])
+            candidates = self._by_name.get(composed(name), [])
             if len(candidates) > 1:
                 repairs.note("several files for one video, the preferred taken", f"{name}: {', '.join(candidates[:4])}")
             if candidates:

@@ -14,7 +14,7 @@ from pipeline.evaluate.index_loss import IndexedGallery
 from pipeline.evaluate.modality_gap import RelevantPairs
 from pipeline.evaluate.report import sample_queries, write_report
 from pipeline.resolve import ResolvedHead, ResolvedStore, split_label
-from pipeline.retrieve.corpus import build_corpus_index, generations, locations, require_indexable
+from pipeline.retrieve.corpus import build_corpus_index, generations, locations, outdated, require_indexable
 from pipeline.retrieve.index import IndexSpec
 from pipeline.retrieve.scorer import head_fingerprint
 from pipeline.stores.features import TextFeatures, VideoFeatures
@@ -134,7 +134,10 @@ def index_mismatch(live: Generation, chosen: ResolvedStore, head: ResolvedHead, 
     if (live.info["head"], live.info["encoder"]) != (head_fingerprint(head.head), chosen.store.settings):
         return "was made with another head or other features"
     lacking = len(set(videos.video_ids).difference(live.rows().video_ids))
-    return f"lacks {lacking} of the {len(videos)} videos" if lacking else ""
+    if lacking:
+        return f"lacks {lacking} of the {len(videos)} videos"
+    old = len(outdated(live, chosen.store))
+    return f"holds {old} videos as they were before their files changed" if old else ""
 
 
 def protocol_card(

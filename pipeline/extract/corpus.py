@@ -1,30 +1,29 @@
 """Extract a manifest into its feature store in the workspace."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from pipeline.clip.encoder import Encoder
+from pipeline.datasets.media import SAMPLE, same_media
 from pipeline.errors import BadInput
 from pipeline.extract.driver import ExtractReport, extract
 from pipeline.extract.settings import ExtractSettings
+from pipeline.extract.sync import records
 from pipeline.resolve import encoder_name, remember_store
 from pipeline.stores.encoder_record import write_encoder_record
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.manifest import Manifest, write_manifest
 from pipeline.workspace import Workspace
 
-SAMPLE = 100  # files that tell a copied folder from another one of the same name
-
 
 def extract_manifest(workspace: Workspace, manifest: Manifest, settings: ExtractSettings) -> ExtractReport:
     """Extract what the store lacks, write the manifest, and remember the store as the last one. Raises BadInput where
-    the store was made from another folder of the same name."""
+    the store was made from another folder of the same name, or too many files are gone."""
     encoder = encoder_name(settings.model, settings.pretrained)
     store = workspace.features_dir(manifest.name, encoder)
     require_same_media(store, manifest)
-    report = extract(manifest, store, settings)
-    write_manifest(manifest, workspace.manifest_path(manifest.name))
+    report = extract_into(workspace, manifest, store, settings)
     write_encoder_record(
         store,
         model=settings.model,
@@ -37,6 +36,17 @@ def extract_manifest(workspace: Workspace, manifest: Manifest, settings: Extract
     return report
 
 
+def extract_into(
+    workspace: Workspace, manifest: Manifest, store: Path, settings: ExtractSettings, encoder: Encoder | None = None
+) -> ExtractReport:
+    """Bring a store up to date with a manifest and the files, and write the manifest with what is known of them."""
+    report = extract(manifest, store, settings, encoder=encoder, sync=True)
+    files = records(FeatureStore.open(store))
+    entries = tuple(replace(entry, file=files.get(entry.video_id)) for entry in report.manifest.entries)
+    write_manifest(replace(report.manifest, entries=entries), workspace.manifest_path(manifest.name))
+    return report
+
+
 def require_same_media(path: Path, manifest: Manifest) -> None:
     """Two folders of one name must not share a store: their videos' ids are paths inside the folder. A folder that is
     no longer where it was has moved, one with the same files is a copy, and its features stay good."""
@@ -44,11 +54,9 @@ def require_same_media(path: Path, manifest: Manifest) -> None:
         return
     store = FeatureStore.open(path)
     was, now = store.media_root, manifest.root
-    if was == now or ("://" not in was + now and os.path.realpath(was) == os.path.realpath(now)):
-        return
-    names = [entry.path for entry in manifest.entries[:SAMPLE]]
-    if "://" not in was and (not Path(was).exists() or sizes_in(was, names) == sizes_in(now, names) != {}):
-        store.move_media(now)
+    if same_media(was, now, [entry.path for entry in manifest.entries[:SAMPLE]]):
+        if was != now and os.path.realpath(was) != os.path.realpath(now):
+            store.move_media(now)
         return
     raise BadInput(
         f"the features in {path} are of other videos",
@@ -56,8 +64,3 @@ def require_same_media(path: Path, manifest: Manifest) -> None:
         got=now,
         fix="give --option corpus=NAME, another --workspace, or delete these features",
     )
-
-
-def sizes_in(root: str, names: Sequence[str]) -> dict[str, int]:
-    """Size in bytes of each of these files that exists in a folder."""
-    return {name: Path(root, name).stat().st_size for name in names if Path(root, name).is_file()}

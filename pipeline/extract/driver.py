@@ -11,9 +11,9 @@ clip that fails is a row that says why; inputs = done + failed + skipped is chec
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from pipeline.errors import BadInput, DiskFull, UserError, disk_full
 from pipeline.extract.cache_size import cache_bytes, require_room
 from pipeline.extract.long_files import LongFiles
 from pipeline.extract.settings import ExtractSettings, encoder_for
+from pipeline.extract.sync import FileChanges, begin, compare, finish
 from pipeline.fingerprint import SourceFile
 from pipeline.progress import progress
 from pipeline.stores.activations import frame_columns, text_columns
@@ -57,6 +58,10 @@ class ExtractReport:
     mean_attempts: float
     failure_classes: dict[str, int]
     min_coverage: float
+    manifest: Manifest = field(repr=False)
+    """The manifest as it was extracted: without files that are gone."""
+    changes: FileChanges | None = None
+    """What became of the files since the run before, where they were compared."""
 
     @property
     def coverage(self) -> float:
@@ -68,7 +73,8 @@ class ExtractReport:
         return self.coverage >= self.min_coverage
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "coverage": self.coverage}
+        plain = {name: value for name, value in vars(self).items() if name not in ("manifest", "changes")}
+        return {**plain, "coverage": self.coverage, "files": self.changes.to_json() if self.changes else None}
 
 
 def extract(
@@ -77,10 +83,19 @@ def extract(
     settings: ExtractSettings,
     *,
     encoder: Encoder | None = None,
+    sync: bool = False,
+    amend: bool = True,
 ) -> ExtractReport:
     """Extract what the store lacks of `manifest`. Raises UserError; a bad video becomes a failure row.
 
-    `encoder` saves loading one that is there already; it must be what `settings` name.
+    Args:
+        manifest: videos and captions.
+        store_path: folder of the store, which may not exist yet.
+        settings: how to extract.
+        encoder: saves loading one that is there already; it must be what `settings` name.
+        sync: compare the files with what the store recorded of them: changed ones are extracted again, moved ones keep
+            their features, gone ones are hidden.
+        amend: the manifest decides the splits and captions of its videos. Otherwise those of the store stay.
     """
     if not manifest.entries:
         raise BadInput(f"data set {manifest.name!r} holds no videos")
@@ -95,14 +110,22 @@ def extract(
     store = FeatureStore.create(store_path, fingerprint, shard_format=settings.shard_format, media_root=manifest.root)
     with store.lock(timeout=settings.wait_seconds), _full_disk_is_an_error(store):
         FeatureStore.open(store_path).require(fingerprint, "extract into it")  # another may have made it meanwhile
-        videos = _extract_videos(manifest, store, settings, encoder)
+        plan = compare(manifest, store, accept_gone=settings.accept_gone) if sync else None
+        if plan:
+            begin(plan, store)
+            manifest = plan.manifest
+        videos = _extract_videos(manifest, store, settings, encoder, plan.redo if plan else ())
         captions = _extract_texts(manifest, store, settings, encoder)
-        store.amend(
-            {entry.video_id: entry.split for entry in manifest.entries},
-            dict(zip(*(manifest.texts[name].to_pylist() for name in ("caption_id", "split")), strict=True)),
-        )
+        if plan:
+            finish(plan, store)
+        if amend:
+            store.amend(
+                {entry.video_id: entry.split for entry in manifest.entries},
+                dict(zip(*(manifest.texts[name].to_pylist() for name in ("caption_id", "split")), strict=True)),
+            )
         store.write_failures_table()
-        return _report(manifest, store, settings, videos, captions, time.perf_counter() - started)
+        report = _report(manifest, store, settings, videos, captions, time.perf_counter() - started)
+        return replace(report, changes=plan.changes) if plan else report
 
 
 def _report(
@@ -126,17 +149,20 @@ def _report(
         mean_attempts=attempts / max(1, done + len(failures)),
         failure_classes=dict(Counter(failures["error_class"].to_pylist())),
         min_coverage=settings.min_coverage,
+        manifest=manifest,
     )
 
 
 # -- videos
 
 
-def _extract_videos(manifest: Manifest, store: FeatureStore, settings: ExtractSettings, encoder: Encoder) -> int:
+def _extract_videos(
+    manifest: Manifest, store: FeatureStore, settings: ExtractSettings, encoder: Encoder, redo: Collection[str] = ()
+) -> int:
     """How many clips this run tried."""
     failures = store.failures_table()
     attempts = dict(zip(failures["video_id"].to_pylist(), failures["attempts"].to_pylist(), strict=True))
-    entries = _outstanding(manifest, store, settings)
+    entries = _outstanding(manifest, store, settings, redo)
     known = store.covered().codes_of([row["path"] for row in _skipped(manifest)])
     skipped = [row for row, code in zip(_skipped(manifest), known, strict=True) if code < 0]
     jobs = [Job(index, manifest.resolve(entry), entry.start, entry.end) for index, entry in enumerate(entries)]
@@ -160,10 +186,14 @@ def _extract_videos(manifest: Manifest, store: FeatureStore, settings: ExtractSe
     return len(entries)
 
 
-def _outstanding(manifest: Manifest, store: FeatureStore, settings: ExtractSettings) -> list[VideoEntry]:
-    """Clips without an outcome, and failed ones of the class that is to be retried, in the manifest's order but for
-    the clips of one file: they come together, in the order in which one pass over it completes them."""
+def _outstanding(
+    manifest: Manifest, store: FeatureStore, settings: ExtractSettings, redo: Collection[str]
+) -> list[VideoEntry]:
+    """Clips without an outcome, those of `redo`, and failed ones of the class that is to be retried, in the manifest's
+    order but for the clips of one file: they come together, in the order in which one pass over it completes them."""
     wanted = store.covered().codes_of(manifest.ids) < 0
+    if redo:
+        wanted |= lookup(manifest.ids, list(redo)) >= 0
     if settings.retry_failed:
         failures = store.failures_table()
         if settings.retry_failed != "all":

@@ -28,6 +28,7 @@ class ExtractSettings:
     `min_coverage`: the least share of videos (skipped ones aside) that must be done for the run to count as good.
     `allow_mixed_decoders`: ffmpeg may try what PyAV cannot read; the store then names the decoder of every video.
     `long_captions`: "cut" after the text tower's context, or "windows" over the whole caption, averaged.
+    `accept_gone`: files of any number may be gone (see `pipeline.extract.sync`).
     `quick_gelu`: activation of weights that do not record it (see `pipeline.clip.loading`).
     """
 
@@ -53,6 +54,7 @@ class ExtractSettings:
     token_dtype: str = "float16"
     long_captions: str = "cut"
     accept_size: bool = False
+    accept_gone: bool = False
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from pipeline.retrieve.pooled import pool_to_file
 from pipeline.retrieve.scorer import head_fingerprint
 from pipeline.retrieve.updates import Provenance, Reindexed, build_index
 from pipeline.stores.features import FeatureStore
-from pipeline.stores.generations import GenerationStore
+from pipeline.stores.generations import Generation, GenerationStore
 from pipeline.stores.strings import Strings, as_arrow
 from pipeline.workspace import Workspace
 
@@ -98,7 +98,13 @@ def provenance(chosen: ResolvedStore, head: ResolvedHead) -> Provenance:
     origin = {"dataset": chosen.dataset, "encoder": chosen.encoder, "run": head.run}
     if head.head_dir:
         origin["head_dir"] = str(head.head_dir)
-    return Provenance(head_fingerprint(head.head), chosen.store.settings, origin)
+    return Provenance(head_fingerprint(head.head), chosen.store.settings, origin, chosen.store.last_video_shard())
+
+
+def outdated(live: Generation, store: FeatureStore) -> list[str]:
+    """Ids of a generation whose features were extracted again since it was made, because their files had changed."""
+    last = live.info.get("last_shard")  # older generations do not know it
+    return [] if last is None else store.written_after(live.rows().video_ids, last)
 
 
 def index_head(workspace: Workspace, chosen: ResolvedStore, origin: Mapping[str, str]) -> ResolvedHead:

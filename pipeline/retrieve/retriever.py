@@ -1,5 +1,6 @@
 """Text search over a workspace: open an index with the head and features that made it, embed the queries, search."""
 
+from pipeline.clip.advice import warn_of_test_model
 from pipeline.clip.stored import embed_queries
 from pipeline.errors import BadInput, MissingData
 from pipeline.resolve import resolve_store
@@ -42,6 +43,7 @@ def open_searcher(workspace: Workspace, corpus: str | None = None) -> tuple[Sear
     with index.open() as live:
         origin = live.info["origin"]
     chosen = resolve_store(workspace, origin["dataset"], origin["encoder"])
+    warn_of_test_model(chosen.store.settings.get("model"), chosen.dataset)
     head = index_head(workspace, chosen, origin)
     return Searcher(index, chosen.store.path, head.head), chosen.store
 

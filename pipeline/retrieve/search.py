@@ -136,7 +136,7 @@ def open_index(generation: Generation, owners: NDArray[np.int64], *, mmap: bool 
 
 def gallery(store: FeatureStore, video_ids: Sequence[str]) -> VideoFeatures:
     """The cached frames of these videos, in this order. MissingData names the first that the store does not hold."""
-    features = store.videos(mmap=True)
+    features = store.videos(mmap=True, with_hidden=True)  # the index may not know yet that a file is gone
     row = {video_id: i for i, video_id in enumerate(features.video_ids)}
     absent = [v for v in video_ids if v not in row]
     if absent:

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.errors import BadInput
@@ -44,6 +46,8 @@ class Provenance:
     """Settings of the feature store."""
     origin: Mapping[str, str] = field(default_factory=dict)
     """Where to find both: `dataset`, `encoder`, `run`, and `head_dir` for a head outside the workspace."""
+    last_shard: int | None = None
+    """Number of the store's last shard of videos then: what a later one holds was extracted again."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,18 @@ class Reindexed:
     verified: dict[str, Any]
     how: str
     """"built", "appended", "nothing to do", or "rebuilt: " and the reason."""
+    replaced: int = 0
+    """Videos whose vectors are new, as their files have changed."""
+    files: Mapping[str, Any] | None = None
+    """What became of the corpus's files, where an update looked at them."""
 
     def contract(self) -> dict[str, Any]:
         """The object that `reindex --json` prints. An unverified generation is never published."""
         names = ("generation", "added", "deleted", "total")
-        return {name: getattr(self, name) for name in names} | {"verified": bool(self.verified)}
+        told = {name: getattr(self, name) for name in names} | {"verified": bool(self.verified)}
+        if self.files is None and not self.replaced:
+            return told
+        return told | {"replaced": self.replaced, "files": self.files}
 
 
 @dataclass(frozen=True)
@@ -142,6 +153,8 @@ def update_index(
     add_ids: Sequence[str] = (),
     add_paths: Sequence[str] = (),
     delete: Collection[str] = (),
+    drop: Collection[str] = (),
+    places: tuple[Strings, Strings] | None = None,
     pool: Pool,
     provenance: Provenance,
     spec: IndexSpec | None = None,
@@ -157,6 +170,8 @@ def update_index(
     Args:
         add_ids, add_paths: videos to add.
         delete: ids to delete.
+        drop: ids to take out that may come back later: files that are gone, and, with ``add_ids``, changed ones.
+        places: (ids, paths) of videos, indexed ones too: their folder may have moved.
         pool: gives the vectors of a list of video ids.
         provenance: head and encoder behind ``pool``; where they differ from the live index's, every video is pooled
             again.
@@ -171,7 +186,7 @@ def update_index(
     with generations.lock(), generations.open() as live:
         deleted = _deleted(generations)
         held = live.rows()
-        rows = without(held, delete)
+        rows = _placed(without(held, {*delete, *drop}), places)
         ids, paths = _new(Strings(add_ids), Strings(add_paths), rows.video_ids, _kept_out(add_ids, deleted))
         next_number = _next_number(generations)
         job = _Job(
@@ -182,7 +197,7 @@ def update_index(
             pooled = build_rows(every, rows.paths + paths, _unit(pool(every)))
             numbered = _numbered(pooled, (rows.video_ids, rows.numbers), next_number)
             merged, how = compacted(numbered), f"rebuilt: {changed}"
-        elif not len(ids) and not delete:
+        elif not len(ids) and not delete and not drop and rows.paths == held.paths:
             return Reindexed(live.name, 0, 0, len(rows), dict(live.info["verified"]), "nothing to do")
         else:
             added = build_rows(ids, paths, _unit(pool(ids)), first_number=next_number) if len(ids) else None
@@ -191,7 +206,9 @@ def update_index(
             merged, how = (compacted(merged), f"rebuilt: {reason}") if reason else (merged, "appended")
         before = (live, held) if how == "appended" else None
         name, verified, how = _publish(generations, merged, job, how, append_to=before)
-    return Reindexed(name, len(ids), len(delete), len(merged), verified, how)
+    replaced = int(np.count_nonzero(lookup(ids, list(drop)) >= 0))
+    deleted_now = len({*delete, *drop}) - replaced
+    return Reindexed(name, len(ids) - replaced, deleted_now, len(merged), verified, how, replaced)
 
 
 def _publish(
@@ -210,6 +227,7 @@ def _publish(
         "encoder": dict(job.provenance.encoder),
         "origin": dict(job.provenance.origin),
         "next_number": max(job.next_number, int(rows.numbers.max()) + 1),
+        "last_shard": job.provenance.last_shard,
         "deleted": _not_in(job.deleted, rows.video_ids),
         "trained_among": len(rows.owners) if append_to is None else _trained_among(append_to[0]),
         "how": how,
@@ -381,6 +399,15 @@ def _new(ids: Strings, paths: Strings, held: Strings, kept_out: set[str]) -> tup
     last = last_of_each(ids.arrow)
     rows = last[unknown[last]]
     return ids.take(rows), paths.take(rows)
+
+
+def _placed(rows: Rows, places: tuple[Strings, Strings] | None) -> Rows:
+    """The rows with the paths that videos have now."""
+    if places is None:
+        return rows
+    where = lookup(rows.video_ids, places[0])
+    now = places[1].arrow.take(pa.array(where, mask=where < 0))
+    return replace(rows, paths=Strings(pc.if_else(pa.array(where >= 0), now, Strings(rows.paths).arrow)))
 
 
 def _not_in(names: set[str], held: Strings) -> list[str]:

@@ -239,6 +239,11 @@ class Catalogue:
         codes[place[status == DONE]] = DONE
         return Covered(Strings(key.dictionary), codes)
 
+    @cached_property
+    def latest_codes(self) -> NDArray[np.int8]:
+        """The code of the latest outcome of each id of `covered`, in its order."""
+        return self.status[last_of_each(as_arrow(self.events["video_id"]))]
+
     def strings(self, name: str) -> Strings:
         """(n,) a column of strings of those that have features."""
         return Strings(as_arrow(self.events[name])).take(self.rows)

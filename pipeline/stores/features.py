@@ -11,9 +11,9 @@ shard. A retried video may appear in several shards; the latest one takes preced
 recorded also hold each clip's start, end, and its file's size, mtime and digest (`catalogue.SOURCE_COLUMNS`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import BadInput, CorruptShard, FingerprintMismatch, MissingData, StoreBusy
-from pipeline.fingerprint import describe_difference, fingerprint
+from pipeline.fingerprint import SourceFile, describe_difference, fingerprint
 from pipeline.stores.atomic import atomic_write, remove_temporaries, write_json
 from pipeline.stores.catalogue import (
     FAILED,
@@ -45,6 +45,7 @@ from pipeline.stores.strings import Strings, as_arrow, last_of_each, lookup
 FORMAT_VERSION = 1
 _ABOUT = {"settings": dict[str, Any], "shard_format": str, "media_root": str}
 _AMENDMENTS = {"video_splits": dict[str, str], "caption_splits": dict[str, str], "withdrawn": list[str]}
+_HIDDEN = {"gone": list[str], "stale": list[str], "files": dict[str, Any]}  # what amendments may hold besides
 # On-disk column name -> dataclass field.
 VIDEO_COLUMNS = {
     "video_id": "video_ids",
@@ -255,6 +256,12 @@ class FeatureStore:
                 fix="use the same settings, or another store (--workspace, or delete this one)",
             )
 
+    def locate(self, path: str) -> str:
+        """Where a path of the store lies: a relative one below the media root; absolute ones and URLs as they are."""
+        if "://" in path or Path(path).is_absolute():
+            return path
+        return f"{self.media_root.rstrip('/')}/{path}"
+
     # -- writing
 
     def move_media(self, root: str) -> None:
@@ -365,13 +372,51 @@ class FeatureStore:
         told = lookup(owners, list(video_splits)) >= 0
         hidden = np.where(told, lookup(self._texts.ids, list(caption_splits)) < 0, hidden)
         now: dict[str, Any] = {
+            **old,
             "video_splits": _changed(self._videos, old["video_splits"], video_splits),
             "caption_splits": _changed(self._texts, old["caption_splits"], caption_splits),
             "withdrawn": self._texts.ids.take(np.flatnonzero(hidden)).tolist(),
         }
-        if now != old:
+        self._write_amendments(now)
+
+    def set_aside(self, gone: Collection[str], stale: Collection[str], files: Mapping[str, SourceFile]) -> None:
+        """Record in amendments.json which videos are hidden until their files are there and extracted again.
+
+        Args:
+            gone: ids whose files are not there. Their features stay in the shards.
+            stale: ids whose features are of an older version of the file. Until such a video is extracted again its
+                latest outcome counts, though an earlier one was "done".
+            files: id -> what its file looks like now, where that differs from what its shard recorded although the
+                content is the same.
+        """
+        told = {"gone": sorted(gone), "stale": sorted(stale), "files": {i: astuple(f) for i, f in files.items()}}
+        now = {**self._amendments, **told}
+        self._write_amendments({name: value for name, value in now.items() if value or name not in told})
+
+    def _write_amendments(self, now: Mapping[str, Any]) -> None:
+        if now != self._amendments:
             write_json(self.path / "amendments.json", now)
             vars(self).pop("_amendments", None)
+
+    @property
+    def gone(self) -> set[str]:
+        """Ids that are hidden because their files are not there."""
+        return set(self._amendments.get("gone", ()))
+
+    @property
+    def stale(self) -> set[str]:
+        """Ids that are hidden because their features are of an older version of the file."""
+        return set(self._amendments.get("stale", ()))
+
+    @property
+    def seen_files(self) -> dict[str, SourceFile]:
+        """What `set_aside` recorded of files."""
+        return {name: SourceFile(*values) for name, values in self._amendments.get("files", {}).items()}
+
+    def _visible(self, ids: Any) -> np.ndarray:
+        """(n,) bool: whether each of these video ids is neither gone nor stale."""
+        hidden = sorted(self.gone | self.stale)
+        return lookup(ids, hidden) < 0 if hidden else np.ones(len(ids), bool)
 
     # -- status
 
@@ -380,15 +425,23 @@ class FeatureStore:
         return [self.path / name for name, _, _ in shards_in(self.path, kind, SUFFIXES[self.shard_format])]
 
     def covered(self) -> Covered:
-        """Return video_id -> "done", "failed" or "skipped"; the latest shard wins, but "done" is final."""
-        return self._videos.covered
+        """Return video_id -> "done", "failed" or "skipped"; the latest shard wins, but "done" is final unless the file
+        has changed since (`set_aside`)."""
+        covered = self._videos.covered
+        if not (stale := sorted(self.stale)):
+            return covered
+        rows, codes = lookup(stale, covered.ids), covered.codes.copy()
+        codes[rows[rows >= 0]] = self._videos.latest_codes[rows[rows >= 0]]
+        return Covered(covered.ids, codes)
 
     def failures_table(self) -> pa.Table:
-        """The latest failure of each video that is still failed, with the columns of `Failure`."""
+        """The latest failure of each video that is still failed and whose file is not gone, as columns of `Failure`."""
         events = self._videos.events
         failed = np.flatnonzero(self._videos.status == FAILED)
         last = events.take(pa.array(failed[last_of_each(as_arrow(events["video_id"].take(pa.array(failed))))]))
         still = self.covered().codes_of(last["video_id"]) == FAILED
+        if gone := sorted(self.gone):
+            still &= lookup(last["video_id"], gone) < 0
         return last.filter(pa.array(still)).select(list(Failure.__dataclass_fields__))
 
     def failures(self) -> list[Failure]:
@@ -403,7 +456,7 @@ class FeatureStore:
             pq.write_table(table, temporary)
 
     def clips(self) -> pa.Table:
-        """What the store knows of each clip that has features, one row each, in the order of `videos()`.
+        """What the store knows of each clip that has features, hidden ones too, in the order of `videos()`.
 
         Returns:
             video_id, path, split (as extracted), start, end (seconds), size (bytes), mtime (ns since the epoch), digest
@@ -411,6 +464,24 @@ class FeatureStore:
         """
         names = ("video_id", "path", "split", *SOURCE_COLUMNS, "shard", "row")
         return self._videos.current().select(list(names))
+
+    def latest_outcomes(self) -> pa.Table:
+        """The latest outcome of each id, with the columns of `outcomes`."""
+        events = self.outcomes()
+        return events.take(pa.array(last_of_each(as_arrow(events["video_id"]))))
+
+    def last_video_shard(self) -> int:
+        """The number of the last shard of videos when this object looked last; -1 where there is none."""
+        records = self._videos.records
+        return _shard_number(records[-1].name) if records else -1
+
+    def written_after(self, video_ids: Sequence[str], shard: int) -> list[str]:
+        """Those of the ids whose features stand in a shard of a higher number: extracted again since then."""
+        held = self._videos
+        rows = held.row_of(video_ids)
+        numbers = np.array([_shard_number(record.name) for record in held.records] + [-1])
+        later = numbers[np.where(rows < 0, -1, held.places[rows, 0] if len(held.places) else -1)] > shard
+        return [video_ids[row] for row in np.flatnonzero(later).tolist()]
 
     def outcomes(self) -> pa.Table:
         """Every outcome in every shard, in write order: the catalogue's own table (`catalogue.video_schema`).
@@ -474,7 +545,7 @@ class FeatureStore:
     def _amendments(self) -> dict[str, Any]:
         path = self.path / "amendments.json"
         return (
-            read_json(path, _AMENDMENTS)
+            read_json(path, _AMENDMENTS, _HIDDEN)
             if path.exists()
             else {"video_splits": {}, "caption_splits": {}, "withdrawn": []}
         )
@@ -489,12 +560,13 @@ class FeatureStore:
         told = pa.array(list(amended.values()), pa.large_string()).take(pa.array(np.maximum(place, 0)))
         return Strings(pc.if_else(pa.array(place >= 0), told, recorded.arrow))
 
-    def videos(self, split: str | None = None, *, mmap: bool = False) -> VideoFeatures:
+    def videos(self, split: str | None = None, *, mmap: bool = False, with_hidden: bool = False) -> VideoFeatures:
         """Read the features of extracted videos.
 
         Args:
             split: read this split only; None reads all.
             mmap: keep `frame_embeds` and `frame_pts` on disk, as MappedRows.
+            with_hidden: also those whose files are gone or have changed since; a live index may still hold them.
 
         Raises:
             MissingData: the store has no video shard.
@@ -503,6 +575,8 @@ class FeatureStore:
         columns: list[Any] = [self._mapped(held, name) for name in ("frame_embeds", "frame_pts")]
         splits = self._splits(held)
         rows = np.arange(len(splits)) if split is None else _where(splits, split)
+        if not with_hidden:
+            rows = rows[self._visible(held.ids)[rows]]
         embeds, pts = (column.select(rows) if mmap else column[rows] for column in columns)
         return VideoFeatures(
             held.ids.take(rows),
@@ -524,7 +598,7 @@ class FeatureStore:
         if not held.records:
             return TextFeatures([], [], [], [], np.zeros((0, self.dim), np.float32))
         owners, splits = held.strings("video_id"), self._splits(held)
-        wanted = self._videos.row_of(owners) >= 0
+        wanted = (self._videos.row_of(owners) >= 0) & self._visible(owners)
         if withdrawn := self._amendments["withdrawn"]:
             wanted &= lookup(held.ids, withdrawn) < 0
         if split is not None:
@@ -560,7 +634,16 @@ class FeatureStore:
 
     def splits(self) -> list[str]:
         """List the distinct splits that have videos."""
-        return Strings(self._splits(self._videos).arrow.unique()).tolist()
+        visible = self._visible(self._videos.ids)
+        return Strings(self._splits(self._videos).arrow.filter(pa.array(visible)).unique()).tolist()
+
+
+def _shard_number(name: str) -> int:
+    """
+    >>> _shard_number("videos-00012.h5")
+    12
+    """
+    return int(Path(name).stem.split("-")[1])
 
 
 def _stored(features: VideoFeatures | TextFeatures, columns: Mapping[str, str]) -> dict[str, Column]:

@@ -27,6 +27,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -147,14 +148,15 @@ class GenerationStore:
         return sorted(found, key=lambda name: int(name[4:]))
 
     def records(self) -> list[dict[str, Any]]:
-        """One record a generation: its index.json (without the file table), its name, and whether it is live."""
+        """One record a generation: its index.json (without the file table), its name, date, and whether it is live."""
         live = self.current()
         records: list[dict[str, Any]] = []
         for name in self.names():
             info = read_json(self.root / name / "index.json", _INFO, _MORE)
             files = info.pop("files")
-            size = sum(int(about.get("bytes", 0)) for about in files.values())
-            about = {"generation": name, "live": name == live, "bytes": size, **info}
+            made = datetime.fromtimestamp((self.root / name / "index.json").stat().st_mtime, UTC)
+            about = {"generation": name, "live": name == live, "made": f"{made:%Y-%m-%d %H:%M:%S} UTC"}
+            about |= {"bytes": sum(int(file.get("bytes", 0)) for file in files.values()), **info}
             records.append(Record(about, self.root / name / "index.json"))
         return records
 

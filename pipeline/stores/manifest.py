@@ -1,7 +1,8 @@
 """The manifest: one row a video, the common form that every data set is brought into.
 
 `manifest.parquet` has the columns video_id, path, split, captions (list of strings), start, end (seconds, may be
-null); the data set's name, media root and protocol stand as JSON in the file's metadata, with a checksum of it all.
+null), size, mtime, digest (of the file that the features are of; null where unknown); the data set's name, media root
+and protocol stand as JSON in the file's metadata, with a checksum of it all.
 """
 
 import json
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import BadInput, CorruptShard, MissingData
+from pipeline.fingerprint import SourceFile
 from pipeline.stores.atomic import atomic_write
 from pipeline.stores.integrity import checksum, fits, read_table
 from pipeline.stores.strings import Strings
@@ -32,8 +34,12 @@ _SCHEMA = pa.schema(
         ("captions", pa.list_(pa.string())),
         ("start", pa.float64()),
         ("end", pa.float64()),
+        ("size", pa.int64()),
+        ("mtime", pa.int64()),
+        ("digest", pa.string()),
     ]
 )
+_RECORD = ("size", "mtime", "digest")  # columns that manifests did not always have
 SKIPPED = "skipped_files"  # key of Manifest.protocol: [{"path", "reason"}], files of a folder that are no videos
 
 
@@ -47,6 +53,13 @@ class VideoEntry:
     captions: tuple[str, ...] = ()
     start: float | None = None
     end: float | None = None
+    file: SourceFile | None = None
+    """The version of `path` that the features are of."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a whole file, not a window of one."""
+        return self.start is None and self.end is None
 
     def caption_ids(self) -> list[str]:
         return [f"{self.video_id}#{index}" for index in range(len(self.captions))]
@@ -120,7 +133,9 @@ class Manifest:
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
-    columns = {name: [getattr(entry, name) for entry in manifest.entries] for name in _SCHEMA.names}
+    plain = [name for name in _SCHEMA.names if name not in _RECORD]
+    columns = {name: [getattr(entry, name) for entry in manifest.entries] for name in plain}
+    columns |= {name: [getattr(entry.file, name, None) for entry in manifest.entries] for name in _RECORD}
     columns["captions"] = [list(captions) for captions in columns["captions"]]
     about: dict[str, Any] = {"name": manifest.name, "root": manifest.root, "protocol": manifest.protocol}
     table = pa.table(columns, schema=_SCHEMA)
@@ -134,19 +149,26 @@ def read_manifest(path: Path) -> Manifest:
     """Raises MissingData when there is none, CorruptShard when it is not a manifest of ours."""
     if not Path(path).exists():
         raise MissingData(f"no manifest at {path}", fix="run `python cli.py extract` for this data set first")
-    table = read_table(path, {field.name: field.type for field in _SCHEMA})
+    table = read_table(path, {field.name: field.type for field in _SCHEMA if field.name not in _RECORD})
     try:
         about = json.loads(table.schema.metadata[b"manifest"])
-        columns = [table[name].to_pylist() for name in _SCHEMA.names]
+        there = [name for name in _SCHEMA.names if name not in _RECORD or name in table.column_names]
+        columns = {name: table[name].to_pylist() for name in there}
     except (KeyError, TypeError, ValueError, RecursionError, pa.ArrowException) as error:
         raise CorruptShard(f"{path} is not a manifest ({error})", fix="delete it and run extract again") from None
     found = about.pop("checksum", None) if isinstance(about, dict) else None
-    if found not in (None, checksum([about, dict(zip(_SCHEMA.names, columns, strict=True))])):
+    if found not in (None, checksum([about, columns])):
         raise CorruptShard(f"{path} was changed after it was written", fix="delete it and run extract again")
     kinds = {"name": str, "root": str, "protocol": dict}
     if not isinstance(about, dict) or not all(fits(about.get(name), kind) for name, kind in kinds.items()):
         raise CorruptShard(f"{path} is not a manifest", got=str(about)[:100], fix="delete it and run extract again")
-    captions = _SCHEMA.names.index("captions")
-    columns[captions] = [tuple(texts or ()) for texts in columns[captions]]
-    entries = tuple(map(VideoEntry, *columns))  # the schema's order is that of the fields
+    nothing = [None] * len(table)
+    files = map(_file, *(columns.pop(name, nothing) for name in _RECORD))
+    columns["captions"] = [tuple(texts or ()) for texts in columns["captions"]]
+    entries = tuple(map(VideoEntry, *columns.values(), files))  # the schema's order is that of the fields
     return Manifest(about["name"], about["root"], entries, about["protocol"])
+
+
+def _file(size: int | None, mtime: int | None, digest: str | None) -> SourceFile | None:
+    """What a row says of its file; None where that is not known."""
+    return None if size is None or digest is None else SourceFile(size, mtime, digest)

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.clip import torchvision_guard
+from pipeline.clip import shapes_clip, torchvision_guard
 from pipeline.clip.encoder import Encoder, load_encoder
-from pipeline.clip.loading import ACTIVATION
+from pipeline.clip.loading import ACTIVATION, agreed_preprocessing
 from pipeline.clip.text import cuttable_tower
 from pipeline.errors import BadInput
 from pipeline.video.frames import fit
@@ -256,3 +256,36 @@ def test_the_built_in_model_needs_no_weights_named():
     norm = encoder.embed_texts(["a red circle"]).norm().item()
     assert math.isfinite(norm)
     assert norm > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "resize_mode"),
+    [
+        ("ViT-B-16-SigLIP", 0.5, "squash"),
+        ("ViT-B-16-SigLIP2", 0.5, "squash"),
+        ("MobileCLIP-S1", 0.0, None),
+        ("PE-Core-B-16", 0.5, "squash"),
+        ("ViT-B-32", 0.48145466, None),
+    ],
+)
+def test_a_weights_file_is_preprocessed_as_all_published_weights_of_its_model(name, mean, resize_mode):
+    agreed = agreed_preprocessing(name)
+    assert agreed["mean"][0] == mean
+    if resize_mode:
+        assert agreed["resize_mode"] == resize_mode
+
+
+def test_preprocessing_that_published_weights_disagree_on_is_told(caplog):
+    assert "mean" not in agreed_preprocessing("ViT-L-14")
+    assert "published weights of ViT-L-14 differ in mean" in caplog.text
+    assert agreed_preprocessing("ViT-M-32") == {}
+
+
+def test_the_agreed_preprocessing_reaches_the_encoder(tmp_path, monkeypatch):
+    shapes_clip.register()
+    weights = shapes_clip.write_checkpoint(tmp_path / "tuned.safetensors")
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda name: ["a", "b"])
+    published = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "resize_mode": "squash"}
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: published)
+    settings = load_encoder("shapes-clip", str(weights), device="cpu").settings["preprocessing"]
+    assert (settings["mean"], settings["std"]) == ([0.5] * 3, [0.5] * 3)

@@ -79,8 +79,8 @@ def test_bad_input_to_extract(tmp_path):
     captions = tmp_path / "captions.csv"
     captions.write_text("video_id,caption\nb,a dog\n")
     line = refused("extract", "--videos", tmp_path / "clips", "--captions", captions, *here)
-    assert "1 of 1 videos are not in" in line
-    assert "'b'" in line
+    assert "none of its 1 rows fits a file" in line
+    assert "captions.csv line 2: b" in line
     line = refused("extract", "--videos", tmp_path / "clips", "--model", "ViT-B-23", *here)
     assert "ViT-B-32" in line
     (tmp_path / "file").write_text("")

@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from clip_maker import make_clip
+from command_line import refused, run
 from standins import make_standin, standin_ids, write_table
 
 from pipeline.commands import environment
@@ -124,6 +126,26 @@ def test_own_folders_and_the_built_in_data_set(tmp_path):
     assert own.claim == "own data (2 test videos)"
     assert found(own, "captions shared by several test videos").found == "1 captions stand for 2 test videos"
     assert own.to_json()["claim"] == own.claim
+
+
+def test_a_folder_needs_no_data_set(tmp_path):
+    (tmp_path / "clips").mkdir()
+    make_clip(tmp_path / "clips/a.mp4", 3)
+    (tmp_path / "clips/b.mp4").write_bytes(b"no video")
+    (tmp_path / "clips/notes.txt").touch()
+    write_table(tmp_path / "c.csv", [["video_id", "caption"], ["a", "same"], ["gone.mp4", "other"]])
+    here = ("--workspace", tmp_path / "w")
+    told = run("doctor", "--videos", tmp_path / "clips", "--annotations", tmp_path / "c.csv", "--deep", *here).stdout
+    for line in (
+        "ok    videos: 2, 1 with captions",
+        "ok    files that are no videos: 1 (notes.txt)",
+        "warn  rows of the captions without a video: 1 (c.csv line 3: gone.mp4)",
+        "warn  unreadable videos: 1 (b.mp4)",
+    ):
+        assert line in told
+    assert "there is no folder" in run("doctor", "--videos", tmp_path / "nowhere", *here, code=1).stdout
+    assert "--videos DIR" in refused("doctor", "--annotations", tmp_path / "c.csv", *here)
+    assert not (tmp_path / "w").exists()
 
 
 def test_published_files_are_reported_as_published(tmp_path):

@@ -50,9 +50,9 @@ def test_captions_in_each_format_give_the_same_entries(videos, tmp_path):
     assert manifests[0].entries == manifests[1].entries == manifests[2].entries
     found = [(entry.video_id, entry.path, entry.split, entry.captions) for entry in manifests[0].entries]
     assert found == [
-        ("a", "a.mp4", "test", ("one", "four")),
+        ("a.mp4", "a.mp4", "test", ("one", "four")),
         ("b.webm", "b.webm", "test", ("two",)),
-        ("c.d", "deep/er/c.d.avi", "test", ("three",)),
+        ("deep/er/c.d.avi", "deep/er/c.d.avi", "test", ("three",)),
     ]
     assert manifests[0].protocol["skipped_files"] == [{"path": "notes.txt", "reason": ".txt is no video"}]
     assert "fewer than" in manifests[0].protocol["validation"]
@@ -101,14 +101,15 @@ def test_many_captioned_videos_are_split_by_id(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([["video_id", "caption"], ["a", "x"], ["zz", "y"], ["zy", "y"]], "2 of 3 videos are not in .*'zz'"),
-        ([["video_id", "path", "caption"], ["a", "gone.mp4", "x"]], "1 of 1 videos are not in"),
+        ([["video_id", "caption"], ["zz", "y"], ["zy", "y"]], "none of its 2 rows fits a file in .*zz"),
+        ([["video_id", "path", "caption"], ["a", "gone.mp4", "x"]], "none of its 1 rows"),
+        ([["video_id", "caption"], ["twin", "y"]], r"'twin'; got deep/er/twin\.mp4, deep/twin\.webm"),
+        ([["video_id", "caption"], ["twin.webm", "y"]], "1 names fit several files"),
         ([["video_id", "path", "caption"], ["a", "../secret.mp4", "x"]], "leaves the video folder"),
         ([["video_id", "path", "caption"], ["a", "deep/../../secret.mp4", "x"]], "leaves the video folder"),
         ([["video_id", "path", "caption"], ["a", "/etc/passwd", "x"]], "leaves the video folder"),
-        ([["video_id", "path", "caption"], ["a", "a.mp4", "x"], ["a", "b.webm", "x"]], "several paths"),
         ([["video_id", "caption", "split"], ["a", "x", "dev"]], "one of train, val, test"),
-        ([["video_id", "caption", "split"], ["a", "x", "val"], ["a", "y", "test"]], "split of 'a'"),
+        ([["video_id", "caption", "split"], ["a", "x", "val"], ["a", "y", "test"]], "split of 'a.mp4'"),
         ([["video_id", "text"], ["a", "x"]], "no caption column"),
         ([["video_id", "caption", "sentence"], ["a", "x", "y"]], "both caption and sentence"),
         ([["caption"], ["x"]], "missing column video_id"),
@@ -118,6 +119,9 @@ def test_many_captioned_videos_are_split_by_id(tmp_path):
 )
 def test_captions_that_do_not_fit_the_folder_are_refused(videos, tmp_path, rows, words):
     (tmp_path / "secret.mp4").touch()
+    for name in ("twin.mp4", "deep/er/twin.mp4", "other/twin.webm", "deep/twin.webm"):
+        (videos / name).parent.mkdir(exist_ok=True)
+        (videos / name).touch()
     write_table(tmp_path / "c.csv", rows)
     with pytest.raises(BadInput, match=words):
         folder_manifest(videos, tmp_path / "c.csv")
@@ -151,7 +155,10 @@ def test_missing_folders_and_files_are_named(videos, tmp_path):
 def test_an_emptied_caption_makes_the_video_searchable_only_and_is_counted(videos, tmp_path):
     write_table(tmp_path / "c.csv", [["video_id", "caption"], ["a", " "], ["b", "two"]])
     manifest = folder_manifest(videos, tmp_path / "c.csv")
-    assert [(entry.video_id, entry.split) for entry in manifest.entries][:2] == [("a", "corpus"), ("b", "test")]
+    assert [(entry.video_id, entry.split) for entry in manifest.entries][:2] == [
+        ("a.mp4", "corpus"),
+        ("b.webm", "test"),
+    ]
     assert manifest.protocol["repairs"]["empty captions left out"]["count"] == 1
 
 
