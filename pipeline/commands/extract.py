@@ -179,15 +179,15 @@ def extract(
 
     settings = ExtractSettings(**filled(ExtractSettings, given), limits=Limits(**filled(Limits, given)))
     place = Workspace.locate(workspace)
-    own = videos is not None and dataset in (None, "folder")
-    if rule is not None and own:  # the clips of one rule are a data set, whose captions stay from run to run
-        options = {"corpus": split_name(folder_name(videos), rule), **options}
+    own = videos if dataset in (None, "folder") else None
+    if rule is not None and own is not None:  # the clips of one rule are a data set, whose captions stay from run to run
+        options = {"corpus": split_name(folder_name(own), rule), **options}
     if source:
         manifest = source_manifest(source, allow_private)
     else:
         manifest = dataset_manifest(place, dataset, videos, annotations, captions, options, drop_captions)
     if rule is not None:
-        if not own:
+        if own is None:
             manifest = replace(manifest, name=split_name(manifest.name, rule))
         manifest = split_manifest(manifest, rule, settings, place.dataset_dir(manifest.name))
     warn_of_test_model(settings.model, manifest.name)
