@@ -111,8 +111,8 @@ def _unit(vectors: NDArray[Any], place: torch.device) -> torch.Tensor:
 
 
 def whole_videos(vectors: NDArray[Any], owners: NDArray[np.int64], videos: int) -> NDArray[Any]:
-    """The M vectors of each video side by side, (V, M * D): the cosine of two is the mean over their stretches, in order.
-    Deleted vectors are left out; nothing is copied where none is.
+    """The M vectors of each video side by side, (V, M * D): the cosine of two is the mean over their stretches, in
+    order. Deleted vectors are left out; nothing is copied where none is.
 
     Raises BadInput where videos have different numbers of vectors.
     """
