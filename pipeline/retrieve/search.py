@@ -30,7 +30,8 @@ from pipeline.stores.indexed_videos import IndexedVideos
 from pipeline.stores.lookup import VideoLookup
 
 SHORTLIST = 50
-EXACT_BELOW = 0.05  # share of the videos that a filter leaves, up to which they are compared one by one (docs/results)
+# What a filter leaves is compared one by one up to so many vectors, and up to such a share (docs/results/search.md).
+EXACT_VECTORS, EXACT_SHARE = 100_000, 0.05
 _DEEPEST = 5000  # candidates scored, at most, where hits of one file are merged or limited
 _PAIRS_AT_ONCE = 4096  # candidates gathered at a time: 50 to 60 KB each for 12 x 512
 
@@ -188,11 +189,8 @@ class Searcher:
         """The `depth` best videos of each vector (Q, M, D): (Q, M * depth), each once a query, -1 for repeats."""
         Q, M, D = vectors.shape
         flat = vectors.reshape(Q * M, D)
-        if only is not None and only.mean() <= EXACT_BELOW:
-            owners = np.where(only[np.maximum(state.index.owners, 0)], state.index.owners, -1)
-            found = exact_search(state.generation.vectors(), owners, flat, depth)[1].reshape(Q, -1)
-        else:
-            found = state.index.search(flat, depth, only=only)[1].reshape(Q, -1)
+        found = state.index.search(flat, depth)[1] if only is None else _filtered(state, flat, depth, only)
+        found = found.reshape(Q, -1)
         if M > 1:
             found = np.sort(found, axis=1)
             found[:, 1:][found[:, 1:] == found[:, :-1]] = -1
@@ -230,6 +228,27 @@ class Searcher:
         except BaseException:
             generation.close()
             raise
+
+
+def _filtered(state: _Open, vectors: NDArray[np.float32], depth: int, only: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The `depth` best of the videos that a filter leaves for each vector (Q, D): (Q, depth).
+
+    They are compared one by one where they are few. Where they are many, the index is searched the deeper the fewer
+    they are, and a vector that it finds too few for (the filter leaves what lies far from it) is compared after all.
+    """
+
+    def one_by_one(some: NDArray[np.float32]) -> NDArray[np.int64]:
+        owners = np.where(only[np.maximum(state.index.owners, 0)], state.index.owners, -1)
+        return exact_search(state.generation.vectors(), owners, some, depth)[1]
+
+    share = float(only.mean())
+    if share <= EXACT_SHARE or share * len(state.index.owners) <= EXACT_VECTORS:
+        return one_by_one(vectors)
+    found = state.index.search(vectors, depth, only=only, effort=1 / share)[1]
+    starved = np.flatnonzero((found < 0).any(axis=1))
+    if len(starved):
+        found[starved] = one_by_one(vectors[starved])
+    return found
 
 
 def _with_moments(found: list[list[Hit]], queries: Queries, features: VideoFeatures) -> list[list[Hit]]:
