@@ -31,7 +31,7 @@ from pipeline.stores.lookup import VideoLookup
 
 SHORTLIST = 50
 # What a filter leaves is compared one by one up to so many vectors, and up to such a share (docs/results/search.md).
-EXACT_VECTORS, EXACT_SHARE = 100_000, 0.05
+EXACT_VECTORS, EXACT_SHARE = 50_000, 0.05
 _DEEPEST = 5000  # candidates scored, at most, where hits of one file are merged or limited
 _PAIRS_AT_ONCE = 4096  # candidates gathered at a time: 50 to 60 KB each for 12 x 512
 
@@ -265,19 +265,6 @@ def _with_moments(found: list[list[Hit]], queries: Queries, features: VideoFeatu
 def open_index(generation: Generation, owners: NDArray[np.int64]) -> VectorIndex:
     """The FAISS index of a generation."""
     return read(generation.path, owners, IndexSpec.from_dict(generation.info["spec"]), known=generation.info)
-
-
-def gallery(store: FeatureStore, video_ids: list[str]) -> VideoFeatures:
-    """The cached frames of these videos, in this order. MissingData names the first that the store does not hold."""
-    features = store.videos(mmap=True)
-    row = {video_id: i for i, video_id in enumerate(features.video_ids)}
-    absent = [v for v in video_ids if v not in row]
-    if absent:
-        what = f"{store.path} lacks features of {len(absent)} indexed videos"
-        raise MissingData(what, got=f"no {absent[0]!r}", fix="extract them, or index again")
-    if video_ids == features.video_ids:
-        return features
-    return features.select(np.array([row[v] for v in video_ids], dtype=np.int64))
 
 
 def require_same_encoder(generation: Generation, store: FeatureStore) -> None:
