@@ -54,6 +54,7 @@ def main() -> None:
     for share in SHARES:
         count = max(1, int(share * len(held)))
         for kind in ("random", "far"):
+            found: dict[tuple[str, bool], tuple[list[float], float]]
             found = {(name, scaled): ([], 0.0) for name in indexes for scaled in (False, True)}
             exact_seconds = 0.0
             for query, row in zip(asked[:, None], similarity, strict=True):
