@@ -46,8 +46,7 @@ def head():
 
 
 def index_type(videos: int) -> str:
-    """An index whose search does not grow with the corpus as Flat's does, that is built in minutes, and whose lists stay
-    on disk."""
+    """An index whose search does not grow with the corpus as Flat's does, and which is built in minutes."""
     return f"IVF{min(1024, max(8, videos // 100))},Flat"
 
 
