@@ -21,6 +21,7 @@ from pipeline.commands.clip_out import clip_out
 from pipeline.commands.compare import compare
 from pipeline.commands.demo import demo
 from pipeline.commands.doctor import doctor
+from pipeline.commands.duplicates import duplicates
 from pipeline.commands.evaluate import evaluate
 from pipeline.commands.export_clip import export_clip
 from pipeline.commands.extract import extract
@@ -67,6 +68,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "search": search,
     "clip-out": clip_out,
+    "duplicates": duplicates,
     "reindex": reindex,
     "compare": compare,
     "reproduce": reproduce,

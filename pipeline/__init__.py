@@ -8,8 +8,23 @@ Beside a CPU build of torch, torchvision, and with it open_clip, does not import
 """
 
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.retrieve.retriever import Retriever
+
+__all__ = ["Retriever"]
 
 from pipeline.clip import torchvision_guard
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 torchvision_guard.watch()
+
+
+def __getattr__(name: str) -> Any:
+    """`from pipeline import Retriever`, loaded when it is asked for: `--help` must not wait for torch."""
+    if name != "Retriever":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pipeline.retrieve.retriever import Retriever
+
+    return Retriever

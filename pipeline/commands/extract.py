@@ -180,7 +180,7 @@ def extract(
     settings = ExtractSettings(**filled(ExtractSettings, given), limits=Limits(**filled(Limits, given)))
     place = Workspace.locate(workspace)
     own = videos if dataset in (None, "folder") else None
-    if rule is not None and own is not None:  # the clips of one rule are a data set, whose captions stay from run to run
+    if rule is not None and own is not None:  # the clips of one rule are a data set
         options = {"corpus": split_name(folder_name(own), rule), **options}
     if source:
         manifest = source_manifest(source, allow_private)

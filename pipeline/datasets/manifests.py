@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.datasets import build_manifest
 from pipeline.datasets.corpus import read_source
 from pipeline.datasets.media import SAMPLE, same_media
+from pipeline.datasets.metadata import captions_metadata
 from pipeline.errors import BadInput
 from pipeline.stores.manifest import Manifest, read_manifest
 from pipeline.workspace import Workspace
@@ -32,7 +34,10 @@ def dataset_manifest(
     if dataset in (None, "folder") and videos is not None:
         named = {"corpus": folder_name(videos), **options}
         previous = earlier_manifest(workspace, str(named["corpus"]), str(Path(videos).resolve()))
-        return build_manifest("folder", videos, captions, None, previous=previous, drop_captions=drop_captions, **named)
+        manifest = build_manifest(
+            "folder", videos, captions, None, previous=previous, drop_captions=drop_captions, **named
+        )
+        return replace(manifest, metadata=captions_metadata(captions, manifest.entries)) if captions else manifest
     if drop_captions:
         raise BadInput("--drop-captions belongs to a folder of your own videos", fix="give --videos DIR")
     if captions is not None:

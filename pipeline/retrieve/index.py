@@ -18,6 +18,8 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -79,41 +81,61 @@ class IndexSpec:
 class VectorIndex:
     """A FAISS index and the videos that its vectors belong to. Searching changes nothing: threads may share it."""
 
-    def __init__(self, index: Any, owners: NDArray[np.int64], spec: IndexSpec) -> None:
+    def __init__(
+        self, index: Any, owners: NDArray[np.int64], spec: IndexSpec, known: Mapping[str, Any] | None = None
+    ) -> None:
+        """`known`: what a generation recorded of its `owners`, "dead" and "per_video", which else are counted."""
         self.index, self.owners, self.spec = index, owners, spec  # no downcast: it would not own the C++ object
+        self._known = known or {}
         if index.ntotal != len(owners):
             raise CorruptShard("index and owners differ in length", expected=len(owners), got=index.ntotal)
         _set_parameters(self.index, spec.search)
-        self._several = int(np.bincount(owners[owners >= 0]).max()) if np.any(owners >= 0) else 1
-        self._alive = owners >= 0
+
+    @cached_property
+    def _alive(self) -> NDArray[np.bool_]:
+        return self.owners >= 0
+
+    @cached_property
+    def _all_alive(self) -> bool:
+        return self._known["dead"] == 0 if "dead" in self._known else bool(self._alive.all())
+
+    @cached_property
+    def _several(self) -> int:
+        """The most vectors that one video has."""
+        if "per_video" in self._known:
+            return int(self._known["per_video"])
+        alive = self.owners if self._all_alive else self.owners[self._alive]
+        return int(np.bincount(alive).max()) if len(alive) else 1
 
     @property
     def dim(self) -> int:
         return int(self.index.d)
 
     def search(
-        self, queries: NDArray[Any], k: int, *, only: NDArray[np.bool_] | None = None
+        self, queries: NDArray[Any], k: int, *, only: NDArray[np.bool_] | None = None, effort: float = 1.0
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Find the k nearest videos of each query. A video with several vectors counts once, by its best.
 
         Args:
             queries: (Q, D), any length.
             k: videos a query.
-            only: (V,) restricts the search to some videos.
+            only: (V,) restricts the search to some videos. Graphs and lists are then walked as without it, and what is
+                met outside is dropped.
+            effort: multiplies efSearch and nprobe of a restricted search.
 
         Returns:
             Cosines (Q, k) float32, descending, and videos (Q, k) int64; -inf and -1 where fewer than k are found.
         """
-        wanted = self._alive if only is None else self._alive & only[np.maximum(self.owners, 0)]
         fetch = min(k * self._several, len(self.owners))
         queries = normalised(queries)
         if queries.shape[1] != self.dim:
             raise BadInput("queries and index differ in width", expected=self.dim, got=queries.shape[1])
-        if wanted.all():
+        if only is None and self._all_alive:
             scores, rows = self.index.search(queries, fetch)
         else:
+            wanted = self._alive if only is None else self._alive & only[np.maximum(self.owners, 0)]
             selector = swig.IDSelectorBitmap(np.packbits(wanted, bitorder="little"))
-            scores, rows = self.index.search(queries, fetch, params=_masked(self.index, selector))
+            scores, rows = self.index.search(queries, fetch, params=_masked(self.index, selector, effort))
         videos = np.where(rows >= 0, self.owners[np.maximum(rows, 0)], -1)
         return best_per_video(scores, videos, k)
 
@@ -131,10 +153,18 @@ class VectorIndex:
             faiss.write_index(self.index, swig.PyCallbackIOWriter(file.write))
 
 
-def read(folder: Path, owners: NDArray[np.int64], spec: IndexSpec, *, mmap: bool = True) -> VectorIndex:
+def read(
+    folder: Path,
+    owners: NDArray[np.int64],
+    spec: IndexSpec,
+    *,
+    mmap: bool = True,
+    known: Mapping[str, Any] | None = None,
+) -> VectorIndex:
     """An index from its folder; with ``mmap`` its bytes are paged in as they are used. CorruptShard if unreadable.
 
     The caller has verified the files (opening a generation does): on damaged ones FAISS can crash the process.
+    ``known``: as in ``VectorIndex``.
     """
     flags = (faiss.IO_FLAG_MMAP_IFC if mmap and not spec.on_disk else 0) | faiss.IO_FLAG_ONDISK_SAME_DIR
     try:
@@ -143,7 +173,7 @@ def read(folder: Path, owners: NDArray[np.int64], spec: IndexSpec, *, mmap: bool
         raise CorruptShard(
             f"{folder / _INDEX_FILE} cannot be read", got=_first_line(error), fix="build it again"
         ) from error
-    return VectorIndex(index, owners, spec)
+    return VectorIndex(index, owners, spec, known)
 
 
 def build(
@@ -293,18 +323,18 @@ def _fill_on_disk(trained: Any, vectors: NDArray[Any], spec: IndexSpec, folder: 
     return trained
 
 
-def _masked(index: Any, selector: Any) -> Any:
+def _masked(index: Any, selector: Any, effort: float = 1.0) -> Any:
     """Search parameters that leave vectors out, and keep what was set on the index; nested as the index is."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
-        return swig.SearchParametersPreTransform(index_params=_masked(index.index, selector))
+        return swig.SearchParametersPreTransform(index_params=_masked(index.index, selector, effort))
     if isinstance(index, faiss.IndexRefine):
-        inner = _masked(index.base_index, selector)
+        inner = _masked(index.base_index, selector, effort)
         return swig.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=inner)
     if isinstance(index, faiss.IndexIVF):
-        return swig.SearchParametersIVF(sel=selector, nprobe=index.nprobe)
+        return swig.SearchParametersIVF(sel=selector, nprobe=min(index.nlist, ceil(index.nprobe * effort)))
     if isinstance(index, faiss.IndexHNSW):
-        return swig.SearchParametersHNSW(sel=selector, efSearch=index.hnsw.efSearch)
+        return swig.SearchParametersHNSW(sel=selector, efSearch=ceil(index.hnsw.efSearch * effort))
     return swig.SearchParameters(sel=selector)
 
 

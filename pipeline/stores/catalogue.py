@@ -27,8 +27,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import CorruptShard, MissingData
-from pipeline.stores.atomic import atomic_write, remove_temporaries, write_json
-from pipeline.stores.integrity import fits, read_json, sha256_file, verify_file
+from pipeline.stores.atomic import remove_temporaries
+from pipeline.stores.integrity import fits
+from pipeline.stores.sealed import read_sealed, write_sealed
 from pipeline.stores.shards import array_offsets, read_marker, read_shard
 from pipeline.stores.strings import Strings, as_arrow, is_identity, last_of_each, lookup
 
@@ -40,7 +41,6 @@ DONE, FAILED, SKIPPED = range(3)
 SOURCE_COLUMNS = ("start", "end", "size", "mtime", "digest")
 _STRING = pa.large_string()
 _FAILURE = {"video_id", "path", "step", "error_class", "message", "attempts"}  # the fields of `features.Failure`
-_SEAL = {"sha256": str}  # of a catalogue's file, in a file beside it: what does not fit is made again
 _SOURCES = [
     ("start", pa.float64()),
     ("end", pa.float64()),
@@ -120,9 +120,7 @@ class Catalogue:
         """The catalogue as it was saved last, which may lag behind the shards; empty where there is none to use."""
         path = store / FOLDER / f"{kind}.arrow"
         try:
-            seal = read_json(path.with_suffix(".json"), _SEAL)
-            verify_file(path, seal["sha256"])
-            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            table = read_sealed(path)
             if not table.schema.remove_metadata().equals(schema):
                 raise ValueError("other columns")
             records = [ShardRecord.from_json(row) for row in json.loads(table.schema.metadata[b"shards"])]
@@ -174,14 +172,7 @@ class Catalogue:
             with filelock.FileLock(folder / ".lock", timeout=0):
                 remove_temporaries(folder)
                 table = self.events.replace_schema_metadata(about)
-                with (
-                    atomic_write(folder / f"{self.kind}.arrow") as temporary,
-                    pa.OSFile(str(temporary), "wb") as file,
-                    pa.ipc.new_file(file, table.schema) as writer,
-                ):
-                    writer.write_table(table)
-                path = folder / f"{self.kind}.arrow"
-                write_json(path.with_suffix(".json"), {"sha256": sha256_file(path)})
+                write_sealed(folder / f"{self.kind}.arrow", table)
         except (OSError, filelock.Timeout) as error:
             log.info(f"the catalogue of {store} stays in memory ({error or 'another process writes it'})")
             return False

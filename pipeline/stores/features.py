@@ -55,6 +55,7 @@ VIDEO_COLUMNS = {
     "frame_mask": "frame_mask",
     "frame_pts": "frame_pts",
 }
+_FRAME_COLUMNS = ("frame_embeds", "frame_mask", "frame_pts")
 TEXT_COLUMNS = {
     "caption_id": "caption_ids",
     "video_id": "video_ids",
@@ -623,6 +624,16 @@ class FeatureStore:
         """Return the cached activation columns of the given captions, as ragged rows without padding."""
         columns = self._cached(self._texts, ("text_tokens", "text_token_scale"), caption_ids)
         return {name: MappedRagged(parts, places) for name, (parts, places) in columns.items()}
+
+    def features_at(self, places: np.ndarray, video_ids: Sequence[str]) -> VideoFeatures:
+        """Features of single videos, read from their shards: `places` (n, 2), the shard's number and the row in it, as
+        `clips` gives them. Paths and splits stay empty."""
+        columns = [MappedRows(self._parts(self._videos, name), places)[:] for name in _FRAME_COLUMNS]
+        return VideoFeatures(video_ids, [""] * len(places), [""] * len(places), *columns)
+
+    def shard_states(self, kind: str) -> list[Any]:
+        """What tells the finished shards of `kind` from others: name, size and time of the marker, size of the file."""
+        return shards_in(self.path, kind, SUFFIXES[self.shard_format])
 
     def _cached(self, held: Catalogue, names: Sequence[str], ids: Sequence[str]) -> dict[str, tuple[Any, np.ndarray]]:
         """Those of the columns that the shards have: their parts, mapped, and the place of each id in them."""

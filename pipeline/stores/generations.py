@@ -4,6 +4,7 @@
     indexes/<corpus>/gen-000007/
         index.json      written last: counts, fingerprints, what was verified, bytes and sha256 of every other file
         ids.parquet     one row a video: number (int64, stable over generations, never reused), video_id, path
+        ids.arrow       the same rows, mapped by a search, which reads those of its hits alone (since 0.3)
         owners.npy      (R,) int64: the row of ids.parquet that vector r belongs to; -1 = deleted
         vectors.npy     (R, D) float16: what the index holds, so that it can be verified and rebuilt
         index.faiss     written by a function that the caller passes in: this module knows files, not FAISS
@@ -38,6 +39,8 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import BadInput, CorruptShard, MissingData, StoreBusy
 from pipeline.stores.atomic import atomic_write, fsync_dir, fsync_file, write_json
+from pipeline.stores.indexed_videos import NAME as IDS
+from pipeline.stores.indexed_videos import IndexedVideos, open_indexed_videos, write_indexed_videos
 from pipeline.stores.integrity import (
     ALWAYS_BELOW,
     STAMPS,
@@ -60,7 +63,7 @@ _MORE = {
     "vectors": int, "dead": int, "next_number": int, "deleted": list[str], "head": str, "how": str,
     "encoder": dict[str, Any], "origin": dict[str, str],
 }  # fmt: skip
-_SMALL = ("ids.parquet", "owners.npy")  # verified at every open, unless the corpus is very large
+_SMALL = ("ids.parquet", IDS, "owners.npy")  # verified at every open, unless the corpus is very large
 _NAME = re.compile(r"gen-(\d{6,})")
 _IDS = pa.schema([("number", pa.int64()), ("video_id", pa.large_string()), ("path", pa.large_string())])
 _OPEN_ATTEMPTS = 50  # each lost race means that a writer finished a whole generation meanwhile
@@ -95,6 +98,18 @@ class Generation:
         if rows.owners.size and not -1 <= int(rows.owners.min()) <= int(rows.owners.max()) < len(rows):
             raise CorruptShard(f"{self.path / 'owners.npy'} names videos that ids.parquet lacks", fix="index again")
         return rows
+
+    def videos(self) -> IndexedVideos:
+        """Ids and paths, mapped where the generation has ids.arrow; read from ids.parquet where it is older."""
+        return open_indexed_videos(self.path)
+
+    def owners(self) -> np.ndarray:
+        """(R,) int64, mapped: the row of `videos` that vector r belongs to; -1 = deleted."""
+        return read_array(self.path / "owners.npy", np.int64, 1, mmap=True)
+
+    def vectors(self) -> np.ndarray:
+        """(R, D) float16, mapped."""
+        return read_array(self.path / "vectors.npy", np.float16, 2, mmap=True)
 
     def verify_files(self, *, always: bool = True) -> None:
         """Verify size and sha256 of every file; not `always`: of large ones only if they look otherwise than when they
@@ -274,7 +289,7 @@ class GenerationStore:
                 for path in sorted(temporary.iterdir())
                 if path.name != STAMPS
             }
-            counts = {"videos": len(rows), "vectors": len(rows.owners), "dead": rows.dead}
+            counts = {"videos": len(rows), "vectors": len(rows.owners), "dead": rows.dead, "per_video": rows.per_video}
             write_json(temporary / "index.json", {**info, **counts, "verified": verified, "files": files})
             for path in temporary.iterdir():
                 fsync_file(path)
@@ -293,6 +308,7 @@ class GenerationStore:
             {"number": rows.numbers, "video_id": rows.video_ids.arrow, "path": rows.paths.arrow}, schema=_IDS
         )
         pq.write_table(table, folder / "ids.parquet")
+        write_indexed_videos(table, folder)
         np.save(folder / "owners.npy", rows.owners.astype(np.int64, copy=False))
         write_array(folder / "vectors.npy", rows.vectors, np.float16)
 

@@ -179,7 +179,7 @@ def read_table(path: Path, columns: Mapping[str, pa.DataType]) -> pa.Table:
     """A Parquet file's table; CorruptShard unless it can be read and has columns of these types."""
     try:
         _require_regular(path, os.stat(path))
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
         table.validate(full=True)
     except FileNotFoundError:
         raise MissingData(f"{path} is missing", fix="run the stage that writes it") from None

@@ -77,6 +77,8 @@ class Manifest:
     root: str
     entries: tuple[VideoEntry, ...]
     protocol: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """video_id -> column -> value; goes into the feature store (`pipeline.stores.metadata`), not into the manifest."""
 
     def __post_init__(self) -> None:
         if len({entry.video_id for entry in self.entries}) < len(self.entries):
