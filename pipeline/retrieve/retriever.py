@@ -203,10 +203,9 @@ class Retriever:
         if not Path(path).is_file():
             raise MissingData(f"{path} is neither an indexed video nor a file", fix="give an id that a search printed")
         settings = decode_settings_of(self._chosen.store, self.encoder.frame_size)
-        try:
-            clip = decode(Job(0, str(path)), settings)[0]
-        except DecodeFailure as failure:
-            raise BadInput(f"{path} cannot be decoded ({failure.kind}: {failure.message})") from None
+        clip, _, _ = next(iter(decode([Job(0, str(path))], settings)))
+        if isinstance(clip, DecodeFailure):
+            raise BadInput(f"{path} cannot be decoded ({clip.kind}: {clip.message})")
         return self.encoder.embed_frames(clip.frames).numpy()
 
 
