@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clip_maker import make_clip
 from serve.double import Clip, Double
 from starlette.testclient import TestClient
 
-from clip_maker import make_clip
 from pipeline.serve.app import create_app
 from pipeline.serve.settings import ServeSettings
 
@@ -32,7 +32,7 @@ def clips(folder) -> list[Clip]:
     return [
         Clip("plays.mp4", str(folder / "plays.mp4"), "a red ring moves", 2.0, (255, 0, 0), {"camera": "left"}),
         Clip("plays.mp4#t=1,3", str(folder / "plays.mp4"), "a red ring stops", 1.5, (200, 0, 0), {"camera": "left"}),
-        Clip("deep/plays too.mp4", str(folder / "plays too.mp4"), "a blue star grows", 1.0, (0, 0, 255), {"camera": "right"}),
+        Clip("deep/plays too.mp4", str(folder / "plays too.mp4"), "a blue star", 1.0, (0, 0, 255), {"camera": "right"}),
         Clip("remux.mkv", str(folder / "remux.mkv"), "a green square turns", 1.0, (0, 255, 0), {"camera": "right"}),
         Clip("transcode.avi#t=0.5,1.5", str(folder / "transcode.avi"), "a grey cat sleeps", 1.0, (99, 99, 99)),
         Clip("broken.mp4", str(folder / "broken.mp4"), "something broken"),
