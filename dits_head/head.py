@@ -68,8 +68,14 @@ class RetrievalHead(nn.Module):
     # ---------------------------------------------------------------- inference
 
     @torch.no_grad()
-    def align_text(self, text_embeds: Tensor) -> Tensor:
-        """(T, D) -> (T, D) float32: the vectors to search an index with. A text's result depends on nothing but itself.
+    def align_text(self, text_embeds: Tensor, rows: int = ROWS) -> Tensor:
+        """(T, D) -> (T, D) float32: the vectors to search an index with.
+
+        Args:
+            text_embeds: (T, D).
+            rows: texts aligned at once; the last ones are padded to so many. With one and the same `rows`, a text's
+                result depends on nothing but itself; with others it agrees to float32 rounding. `rows=len(text_embeds)`
+                pads nothing: a text alone costs its own work.
 
         Raises HeadNeedsVideo where the system's score needs the video.
         """
@@ -77,19 +83,19 @@ class RetrievalHead(nn.Module):
         self._check_width(text_embeds)
         text = text_embeds.float()
         aligned = torch.empty_like(text)
-        for real, padded in tiles(len(text), ROWS, text.device):
+        for real, padded in tiles(len(text), rows, text.device):
             aligned[real] = self.aligner(text[padded])[: len(aligned[real])]
         return aligned
 
     @torch.no_grad()
-    def prepare_texts(self, text_embeds: Tensor) -> Tensor:
+    def prepare_texts(self, text_embeds: Tensor, rows: int = ROWS) -> Tensor:
         """What `score_prepared` takes for each text, (T, D) or (T, 2, D): the compared vector and, where it differs,
-        the vector that attends to the frames."""
+        the vector that attends to the frames. `rows`: as in `align_text`."""
         text = text_embeds.float()
         if self.config.needs_video or not self.config.aligns_text:
             self._check_width(text_embeds)
             return text
-        aligned = self.align_text(text)
+        aligned = self.align_text(text, rows)
         return aligned if self.config.pool_query == "aligned" else torch.stack([aligned, text], dim=1)
 
     @torch.no_grad()
@@ -159,6 +165,21 @@ class RetrievalHead(nn.Module):
         queries = self.pooling.queries(query)[:, None]  # (N, 1, D): each video meets its own text alone
         videos = self.prepare_videos(frame_embeds, frame_mask)
         return compared, self.pooling.pool_prepared(queries, videos).vectors()[:, 0]
+
+    @torch.no_grad()
+    def frame_weights(self, texts: Tensor, frame_embeds: Tensor, frame_mask: Tensor) -> Tensor:
+        """How much prepared text i attends to each frame of its own video i: (N, D) or (N, 2, D), (N, F, D), (N, F) ->
+        (N, F) float32, -inf where masked.
+
+        X-Pool's attention weights (its eq. 3) where the head pools by them; else the cosine of the compared text with
+        each frame, which is what mean pooling averages.
+        """
+        compared, query = self._split(texts)
+        if isinstance(self.pooling, XPool):
+            weights = self.pooling.attention(query, frame_embeds, frame_mask)
+        else:
+            weights = torch.einsum("nfd,nd->nf", normalise(frame_embeds.float()), normalise(compared))
+        return weights.masked_fill(~frame_mask, -torch.inf)
 
     # ---------------------------------------------------------------- training
 

@@ -194,6 +194,12 @@ class XPool(nn.Module):
         """Equal attention within each of `count` stretches of the video (T = count): vectors that need no text."""
         return self._combine(windows(videos.mask, count).to(videos.basis.dtype), videos)
 
+    @no_autocast
+    def attention(self, text: Tensor, frame_embeds: Tensor, frame_mask: Tensor) -> Tensor:
+        """Attention weights of text i over the frames of video i: (N, D), (N, F, D), (N, F) -> (N, F), each row 1."""
+        frames = self._standardised(frame_embeds, frame_mask)
+        return self._attention(frames, frame_mask, self.queries(text)[:, None])[..., 0]
+
     def _standardised(self, frame_embeds: Tensor, frame_mask: Tensor) -> Tensor:
         """LN1 without its gain and shift: (V, F, D)."""
         frames = clean(frame_embeds, frame_mask)

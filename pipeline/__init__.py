@@ -6,5 +6,20 @@ cores. OpenMP reads its policy when torch is loaded, so it is set here, before a
 """
 
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.retrieve.retriever import Retriever
+
+__all__ = ["Retriever"]
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def __getattr__(name: str) -> Any:
+    """`from pipeline import Retriever`, loaded when it is asked for: `--help` must not wait for torch."""
+    if name != "Retriever":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pipeline.retrieve.retriever import Retriever
+
+    return Retriever

@@ -117,7 +117,7 @@ def load_encoder(
     """
     from pipeline.clip.loading import build_model, has_quick_gelu, weights_digest
 
-    device = _device(device)
+    device = available_device(device)
     clip, tokenizer, source = build_model(model, pretrained, quick_gelu=quick_gelu, random_seed=random_seed)
     settings: dict[str, Any] = {
         "model": model,
@@ -144,7 +144,8 @@ def _describe_preprocessing(preprocess: Any) -> dict[str, Any]:
     }
 
 
-def _device(device: str) -> str:
+def available_device(device: str) -> str:
+    """The name of a device that works here; "auto" takes a GPU where there is one. Raises BadInput."""
     import torch
 
     if device == "auto":

@@ -1,12 +1,15 @@
 """`search`, stage 3."""
 
 import logging
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.commands.options import IndexOption, JsonOption, ShortlistOption, WorkspaceOption, show
 from pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipeline.retrieve.hits import Hit
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +31,35 @@ def search(
     queries = sentences(queries)
     place = Workspace.locate(workspace)
 
-    from pipeline.retrieve.retriever import search
+    from pipeline import Retriever
 
-    found = search(place, queries, corpus=index, top=top, shortlist=shortlist)
-    hits = [[{"video_id": hit.video_id, "path": hit.path, "score": hit.score} for hit in hits] for hits in found]
-    blocks = []
-    for query, rows in zip(queries, found, strict=True):
-        head = [f"# {query}"] if len(queries) > 1 else []
-        blocks.append("\n".join([*head, *(f"{hit.score:.4f}  {hit.path}" for hit in rows)]))
-    show(hits[0] if len(queries) == 1 else hits, as_json, "\n\n".join(blocks))
+    with Retriever.open(place, index) as retriever:
+        found = list(zip(queries, retriever.search(queries, top, shortlist=shortlist), strict=True))
+    answers = [{"query": query, "hits": [hit.to_json() for hit in hits]} for query, hits in found]
+    blocks = [_text(query if len(queries) > 1 else None, hits) for query, hits in found]
+    show({"queries": answers}, as_json, "\n\n".join(blocks))
+
+
+def _text(title: str | None, hits: "list[Hit]") -> str:
+    """A line a hit: score, path, and the seconds where there are some to say."""
+    lines = [f"{hit.score:.4f}  {hit.path}{_time(hit)}" for hit in hits]
+    return "\n".join([f"# {title}", *lines] if title else lines)
+
+
+def _time(hit: "Hit") -> str:
+    clip = "" if hit.start is None or hit.end is None else f"  {clock(hit.start)} to {clock(hit.end)}"
+    return clip if hit.moment is None else f"{clip}  at {clock(hit.moment)}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as a player shows them.
+
+    >>> clock(3723.46), clock(59.96)
+    ('1:02:03.5', '1:00.0')
+    """
+    minutes, rest = divmod(round(seconds * 10), 600)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest / 10:04.1f}" if hours else f"{minutes}:{rest / 10:04.1f}"
 
 
 def sentences(arguments: list[str]) -> list[str]:

@@ -16,6 +16,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,31 @@ class IndexSpec:
 class VectorIndex:
     """A FAISS index and the videos that its vectors belong to. Searching changes nothing: threads may share it."""
 
-    def __init__(self, index: Any, owners: NDArray[np.int64], spec: IndexSpec) -> None:
+    def __init__(
+        self, index: Any, owners: NDArray[np.int64], spec: IndexSpec, known: Mapping[str, Any] | None = None
+    ) -> None:
+        """`known`: what a generation recorded of its `owners`, "dead" and "per_video", which else are counted."""
         self.index, self.owners, self.spec = index, owners, spec  # no downcast: it would not own the C++ object
+        self._known = known or {}
         if index.ntotal != len(owners):
             raise CorruptShard("index and owners differ in length", expected=len(owners), got=index.ntotal)
         _set_parameters(self.index, spec.search)
-        self._several = int(np.bincount(owners[owners >= 0]).max()) if np.any(owners >= 0) else 1
-        self._alive = owners >= 0
+
+    @cached_property
+    def _alive(self) -> NDArray[np.bool_]:
+        return self.owners >= 0
+
+    @cached_property
+    def _all_alive(self) -> bool:
+        return self._known["dead"] == 0 if "dead" in self._known else bool(self._alive.all())
+
+    @cached_property
+    def _several(self) -> int:
+        """The most vectors that one video has."""
+        if "per_video" in self._known:
+            return int(self._known["per_video"])
+        alive = self.owners if self._all_alive else self.owners[self._alive]
+        return int(np.bincount(alive).max()) if len(alive) else 1
 
     @property
     def dim(self) -> int:
@@ -91,14 +110,14 @@ class VectorIndex:
         Returns:
             Cosines (Q, k) float32, descending, and videos (Q, k) int64; -inf and -1 where fewer than k are found.
         """
-        wanted = self._alive if only is None else self._alive & only[np.maximum(self.owners, 0)]
         fetch = min(k * self._several, len(self.owners))
         queries = normalised(queries)
         if queries.shape[1] != self.dim:
             raise BadInput("queries and index differ in width", expected=self.dim, got=queries.shape[1])
-        if wanted.all():
+        if only is None and self._all_alive:
             scores, rows = self.index.search(queries, fetch)
         else:
+            wanted = self._alive if only is None else self._alive & only[np.maximum(self.owners, 0)]
             selector = swig.IDSelectorBitmap(np.packbits(wanted, bitorder="little"))
             scores, rows = self.index.search(queries, fetch, params=_masked(self.index, selector))
         videos = np.where(rows >= 0, self.owners[np.maximum(rows, 0)], -1)
@@ -116,8 +135,18 @@ class VectorIndex:
         faiss.write_index(self.index, str(folder / _INDEX_FILE))
 
 
-def read(folder: Path, owners: NDArray[np.int64], spec: IndexSpec, *, mmap: bool = True) -> VectorIndex:
-    """An index from its folder; with ``mmap`` its bytes are paged in as they are used. CorruptShard if unreadable."""
+def read(
+    folder: Path,
+    owners: NDArray[np.int64],
+    spec: IndexSpec,
+    *,
+    mmap: bool = True,
+    known: Mapping[str, Any] | None = None,
+) -> VectorIndex:
+    """An index from its folder; with ``mmap`` its bytes are paged in as they are used. CorruptShard if unreadable.
+
+    ``known``: as in ``VectorIndex``.
+    """
     flags = (faiss.IO_FLAG_MMAP_IFC if mmap and not spec.on_disk else 0) | faiss.IO_FLAG_ONDISK_SAME_DIR
     try:
         index = faiss.read_index(str(folder / _INDEX_FILE), flags)
@@ -125,7 +154,7 @@ def read(folder: Path, owners: NDArray[np.int64], spec: IndexSpec, *, mmap: bool
         raise CorruptShard(
             f"{folder / _INDEX_FILE} cannot be read", got=_first_line(error), fix="build it again"
         ) from error
-    return VectorIndex(index, owners, spec)
+    return VectorIndex(index, owners, spec, known)
 
 
 def build(

@@ -6,7 +6,8 @@ newer generation when there is one, and answers given meanwhile come whole from 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,18 @@ from numpy.typing import NDArray
 
 from pipeline.errors import BadInput, FingerprintMismatch, MissingData
 from pipeline.fingerprint import describe_difference
+from pipeline.retrieve.hits import Hit, best_hits, bounds
 from pipeline.retrieve.index import IndexSpec, VectorIndex, read
-from pipeline.retrieve.scorer import DEFAULT_MEMORY, RetrievalHead, Scorer, head_fingerprint
+from pipeline.retrieve.scorer import RetrievalHead, Scorer, head_fingerprint
+from pipeline.retrieve.shortlist import FrameQuery, Queries, TextQueries, best_frame, mean_frames
 from pipeline.stores.features import FeatureStore, VideoFeatures
 from pipeline.stores.generations import Generation, GenerationStore
+from pipeline.stores.indexed_videos import IndexedVideos
+from pipeline.stores.lookup import VideoLookup
 
 SHORTLIST = 50
+_DEEPEST = 5000  # candidates scored, at most, where hits of one file are merged or limited
 _PAIRS_AT_ONCE = 4096  # candidates gathered at a time: 50 to 60 KB each for 12 x 512
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One result; ``score`` is the exact cosine of the head."""
-
-    video_id: str
-    path: str
-    score: float
 
 
 def two_stage(
@@ -68,25 +65,47 @@ class _Open:
     """Everything that belongs to one generation, so that a search never mixes two."""
 
     generation: Generation
+    videos: IndexedVideos
     index: VectorIndex
-    scorer: Scorer
-    video_ids: list[str]
-    paths: list[str]
+    features: VideoLookup
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How many hits a query gets, and how clips of one file share them (see `hits.best_hits`)."""
+
+    top: int = 10
+    shortlist: int = SHORTLIST
+    """Candidates that the index hands to exact scoring; more where the hits of one file are limited or merged."""
+    merge: bool = False
+    per_file: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.top < 1 or self.shortlist < 1 or (self.per_file is not None and self.per_file < 1):
+            given = f"{self.top}, {self.shortlist}, {self.per_file}"
+            raise BadInput("top, shortlist and hits of one file must be at least 1", got=given)
+
+    @property
+    def shares_files(self) -> bool:
+        return self.merge or self.per_file is not None
 
 
 class Searcher:
-    """Search the live generation of a corpus with the head and the features that it was made with."""
+    """Search the live generation of a corpus with the head and the features that it was made with.
 
-    def __init__(
-        self, generations: GenerationStore, features: Path, head: RetrievalHead, *, memory_limit: int = DEFAULT_MEMORY
-    ) -> None:
-        self._generations, self._features, self._head = generations, features, head
-        self._memory_limit = memory_limit
+    Neither opening nor a search reads more than the index's own pages, and the frames, ids and paths of the shortlist.
+    """
+
+    def __init__(self, generations: GenerationStore, features: Path, head: RetrievalHead) -> None:
+        self._generations, self._features, self.head = generations, features, head.eval()
         self._open = self._load()
 
     @property
     def generation(self) -> str:
         return self._open.generation.name
+
+    def __len__(self) -> int:
+        return len(self._open.videos)
 
     def refresh(self) -> bool:
         """Move to the live generation if it is another one; says whether it was."""
@@ -96,41 +115,121 @@ class Searcher:
         old.generation.close()
         return True
 
-    def search(self, text_embeds: NDArray[Any], *, top: int = 10, shortlist: int = SHORTLIST) -> list[list[Hit]]:
-        """The best ``top`` videos of each text (T, D), re-ranked exactly within ``shortlist`` candidates."""
-        if top < 1 or shortlist < 1:
-            raise BadInput("top and shortlist must be at least 1", got=f"{top}, {shortlist}")
+    def search(self, text_embeds: NDArray[Any], weights: NDArray[Any] | None = None, **wanted: Any) -> list[list[Hit]]:
+        """Find the best videos of each query.
+
+        Args:
+            text_embeds: (T, D), as CLIP gives them.
+            weights: (Q, T) makes each query a weighted sum of texts; where left out, each text is a query.
+            wanted: fields of `Wanted`.
+        """
+        text_embeds = np.atleast_2d(text_embeds)
+        weights = np.eye(len(text_embeds)) if weights is None else weights
+        return self._answer(self._open, TextQueries(self.head, text_embeds, weights), Wanted(**wanted))
+
+    def search_image(self, image_embed: NDArray[Any], **wanted: Any) -> list[Hit]:
+        """Find the videos with the frame most like a picture, given its raw CLIP embedding (D,)."""
+        query = FrameQuery(self.head, image_embed[None], best_frame)
+        return self._answer(self._open, query, Wanted(**wanted))[0]
+
+    def similar_to(self, frame_embeds: NDArray[Any], **wanted: Any) -> list[Hit]:
+        """Find the videos most like another one, given the raw CLIP embeddings of its frames (F, D)."""
+        return self._answer(self._open, FrameQuery(self.head, frame_embeds, mean_frames), Wanted(**wanted))[0]
+
+    def similar(self, video_id: str, **wanted: Any) -> list[Hit]:
+        """Find the videos most like an indexed one, itself left out. MissingData for an id that is not indexed."""
         state = self._open
-        everything = np.arange(len(state.video_ids))
-        scores, rows = two_stage(state.scorer, state.index, everything, np.atleast_2d(text_embeds), max(top, shortlist))
-        return [
-            [Hit(state.video_ids[r], state.paths[r], float(s)) for s, r in zip(*found, strict=True) if r >= 0][:top]
-            for found in zip(scores, rows, strict=True)
-        ]
+        row = state.videos.row_of(video_id)
+        if row is None:
+            raise MissingData(
+                f"the index holds no video {video_id!r}", fix="give an id that a search printed, or a file"
+            )
+        own = state.features.frames([video_id])
+        query = FrameQuery(self.head, own.frame_embeds[0, own.frame_mask[0]], mean_frames)
+        return self._answer(state, query, Wanted(**wanted), without=row)[0]
+
+    def location(self, video_id: str) -> str | None:
+        """The path or URL of an indexed video; None if the index does not hold it."""
+        state = self._open
+        row = state.videos.row_of(video_id)
+        return None if row is None else state.videos.paths([row])[0]
 
     def close(self) -> None:
         self._open.generation.close()
+
+    # -- parts
+
+    def _answer(self, state: _Open, queries: Queries, wanted: Wanted, without: int | None = None) -> list[list[Hit]]:
+        """Shortlist, score exactly, rank; search deeper while merging or limiting leaves a query too few hits."""
+        vectors, depth = queries.vectors(), max(wanted.top, wanted.shortlist) + (without is not None)
+        while True:
+            depth = min(depth, len(state.videos))
+            candidates = _candidates(state.index, vectors, depth)
+            candidates[candidates == without] = -1
+            found = self._ranked(state, queries, candidates, wanted)
+            short = any(len(hits) < wanted.top for hits in found)
+            if not (short and wanted.shares_files and depth < min(len(state.videos), _DEEPEST)):
+                return found
+            depth *= 4
+
+    def _ranked(self, state: _Open, queries: Queries, candidates: NDArray[np.int64], wanted: Wanted) -> list[list[Hit]]:
+        rows = np.unique(candidates[candidates >= 0])
+        ids, paths = state.videos.ids(rows), state.videos.paths(rows)
+        features = state.features.frames(ids)
+        local = np.where(candidates >= 0, np.searchsorted(rows, candidates), -1)  # rows of the features
+        scores = queries.scores(features, local)
+        order = np.argsort(-scores, axis=1, kind="stable")
+        scores, local = np.take_along_axis(scores, order, axis=1), np.take_along_axis(local, order, axis=1)
+
+        def hits(query: int) -> Iterator[Hit]:
+            for score, row in zip(scores[query].tolist(), local[query].tolist(), strict=True):
+                if row >= 0:
+                    yield Hit(ids[row], paths[row], score, *bounds(ids[row]))
+
+        found = [
+            best_hits(hits(query), wanted.top, merge=wanted.merge, per_file=wanted.per_file)
+            for query in range(len(candidates))
+        ]
+        return _with_moments(found, queries, features)
 
     def _load(self) -> _Open:
         # The generation first: features are only ever added, so a store opened later holds all its videos.
         generation = self._generations.open()
         try:
-            rows = generation.rows()
             store = FeatureStore.open(self._features)
             require_same_encoder(generation, store)
-            require_same_head(generation, self._head)
-            videos = gallery(store, rows.video_ids)
-            index = open_index(generation, rows.owners)
-            scorer = Scorer(self._head, videos, memory_limit=self._memory_limit)
+            require_same_head(generation, self.head)
+            return _Open(
+                generation, generation.videos(), open_index(generation, generation.owners()), VideoLookup(store)
+            )
         except BaseException:
             generation.close()
             raise
-        return _Open(generation, index, scorer, rows.video_ids, rows.paths)
 
 
-def open_index(generation: Generation, owners: NDArray[np.int64], *, mmap: bool = True) -> VectorIndex:
+def _candidates(index: VectorIndex, vectors: NDArray[np.float32], depth: int) -> NDArray[np.int64]:
+    """The `depth` best videos of each vector (Q, M, D): (Q, M * depth), each once a query, -1 in place of repeats."""
+    Q, M, D = vectors.shape
+    found = index.search(vectors.reshape(Q * M, D), depth)[1].reshape(Q, -1)
+    if M > 1:
+        found = np.sort(found, axis=1)
+        found[:, 1:][found[:, 1:] == found[:, :-1]] = -1
+    return found
+
+
+def _with_moments(found: list[list[Hit]], queries: Queries, features: VideoFeatures) -> list[list[Hit]]:
+    """The same hits, each with the time of the frame that its query attends to most."""
+    row = {video_id: i for i, video_id in enumerate(features.video_ids)}
+    query = np.array([number for number, hits in enumerate(found) for _ in hits], dtype=np.int64)
+    shown = features.select(np.array([row[hit.video_id] for hits in found for hit in hits], dtype=np.int64))
+    frame = queries.moments(shown, query) if len(query) else query
+    seconds = iter(shown.frame_pts[np.arange(len(query)), frame].tolist())
+    return [[replace(hit, moment=next(seconds)) for hit in hits] for hits in found]
+
+
+def open_index(generation: Generation, owners: NDArray[np.int64]) -> VectorIndex:
     """The FAISS index of a generation."""
-    return read(generation.path, owners, IndexSpec.from_dict(generation.info["spec"]), mmap=mmap)
+    return read(generation.path, owners, IndexSpec.from_dict(generation.info["spec"]), known=generation.info)
 
 
 def gallery(store: FeatureStore, video_ids: list[str]) -> VideoFeatures:

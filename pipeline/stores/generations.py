@@ -4,6 +4,7 @@
     indexes/<corpus>/gen-000007/
         index.json      written last: counts, fingerprints, what was verified, bytes and sha256 of every other file
         ids.parquet     one row a video: number (int64, stable over generations, never reused), video_id, path
+        ids.arrow       the same rows, mapped by a search, which reads those of its hits alone (since 0.3)
         owners.npy      (R,) int64: the row of ids.parquet that vector r belongs to; -1 = deleted
         vectors.npy     (R, D) float16: what the index holds, so that it can be verified and rebuilt
         index.faiss     written by a function that the caller passes in: this module knows files, not FAISS
@@ -33,6 +34,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import BadInput, CorruptShard, MissingData, StoreBusy
 from pipeline.stores.atomic import atomic_write, fsync_dir, fsync_file, read_json, sha256_file, write_json
+from pipeline.stores.indexed_videos import IndexedVideos, open_indexed_videos, write_indexed_videos
 from pipeline.stores.rows import Rows
 
 _INFO = ("files", "videos", "verified")  # what every index.json holds
@@ -66,6 +68,18 @@ class Generation:
             owners=np.load(self.path / "owners.npy"),
             vectors=np.load(self.path / "vectors.npy", mmap_mode="r"),
         )
+
+    def videos(self) -> IndexedVideos:
+        """Ids and paths, mapped where the generation has ids.arrow; read from ids.parquet where it is older."""
+        return open_indexed_videos(self.path)
+
+    def owners(self) -> np.ndarray:
+        """(R,) int64, mapped: the row of `videos` that vector r belongs to; -1 = deleted."""
+        return np.load(self.path / "owners.npy", mmap_mode="r")
+
+    def vectors(self) -> np.ndarray:
+        """(R, D) float16, mapped."""
+        return np.load(self.path / "vectors.npy", mmap_mode="r")
 
     def verify_files(self) -> None:
         """Verify size and sha256 of every file. Raises CorruptShard."""
@@ -211,7 +225,7 @@ class GenerationStore:
                 path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
                 for path in sorted(temporary.iterdir())
             }
-            counts = {"videos": len(rows), "vectors": len(rows.owners), "dead": rows.dead}
+            counts = {"videos": len(rows), "vectors": len(rows.owners), "dead": rows.dead, "per_video": rows.per_video}
             write_json(temporary / "index.json", {**info, **counts, "verified": verified, "files": files})
             for path in temporary.iterdir():
                 fsync_file(path)
@@ -226,6 +240,7 @@ class GenerationStore:
     def _write_rows(self, folder: Path, rows: Rows) -> None:
         table = pa.table({"number": rows.numbers, "video_id": rows.video_ids, "path": rows.paths})
         pq.write_table(table, folder / "ids.parquet")
+        write_indexed_videos(table, folder)
         np.save(folder / "owners.npy", rows.owners.astype(np.int64, copy=False))
         np.save(folder / "vectors.npy", rows.vectors.astype(np.float16, copy=False))
 

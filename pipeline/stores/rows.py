@@ -47,6 +47,11 @@ class Rows:
         """How many vectors belong to deleted videos."""
         return int(np.count_nonzero(self.owners < 0))
 
+    @property
+    def per_video(self) -> int:
+        """The most vectors that one video has."""
+        return int(np.bincount(self.owners[self.owners >= 0], minlength=1).max())
+
 
 def build_rows(
     video_ids: list[str],

@@ -192,10 +192,11 @@ def _to_arrow(column: Column) -> pa.Array:
 
 def _read_parquet(path: Path, described: Mapping[str, Any], mmap: bool) -> dict[str, Column]:
     table = pq.read_table(path, columns=list(described), memory_map=mmap)
-    return {name: _from_arrow(table[name].combine_chunks(), about) for name, about in described.items()}
+    return {name: from_arrow(table[name].combine_chunks(), about) for name, about in described.items()}
 
 
-def _from_arrow(array: Any, about: Mapping[str, Any]) -> Column:
+def from_arrow(array: Any, about: Mapping[str, Any]) -> Column:
+    """A column as Arrow read it, in the form that `about` (a marker's entry) describes."""
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
     if about["kind"] == "string":

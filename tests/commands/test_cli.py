@@ -161,8 +161,10 @@ def test_json_is_one_object_on_stdout(workspace, extracted, tmp_path):
     assert set(evaluation) == {"t2v", "v2t", "index", "protocol"}
     assert set(evaluation["t2v"]) == {"R@1", "R@5", "R@10", "MdR", "MnR", "queries", "gallery"}
     assert set(evaluation["index"]) == {"shortlist_recall", "R@1", "loss", "queries_per_second", "bytes"}
-    hits = json.loads(run("search", "a red ring", "--top", 3, *here).stdout)
-    assert [set(hit) for hit in hits] == [{"video_id", "path", "score"}] * 3
+    found = json.loads(run("search", "a red ring", "--top", 3, *here).stdout)
+    assert [answer["query"] for answer in found["queries"]] == ["a red ring"]
+    names = {"video_id", "path", "score", "start", "end", "moment"}
+    assert [set(hit) for hit in found["queries"][0]["hits"]] == [names] * 3
     new = tmp_path / "new"
     new.mkdir()
     clip = next((extracted / "datasets/shapes").rglob("*.mp4"))

@@ -18,7 +18,7 @@ from pipeline.extract.settings import ExtractSettings, settings_of
 from pipeline.resolve import resolve_head, resolve_store
 from pipeline.retrieve.corpus import build_corpus_index, generations
 from pipeline.retrieve.index import IndexSpec
-from pipeline.retrieve.retriever import search
+from pipeline.retrieve.retriever import Retriever
 from pipeline.stores import checkpoints
 from pipeline.video.limits import Limits
 from pipeline.workspace import Workspace
@@ -83,9 +83,11 @@ def test_an_index_of_a_head_from_a_folder_is_searched_and_reindexed_with_it(plac
     monkeypatch.chdir(place.folder)
     place.index(head_dir=Path("elsewhere"))
     monkeypatch.chdir("/")  # wherever the next command is run
-    assert len(search(place.workspace, ["a red ring"])[0]) == 3
+    retriever = Retriever.open(place.workspace)
+    assert len(retriever.search(["a red ring"])[0]) == 3
     assert place.reindex(place.clips("new", "d.mp4")).how == "appended"
-    assert len(search(place.workspace, ["a red ring"])[0]) == 4
+    assert retriever.refresh()
+    assert len(retriever.search(["a red ring"])[0]) == 4
 
 
 def test_clips_of_folders_and_files_called_alike_are_all_indexed(place):
