@@ -30,6 +30,7 @@ from pipeline.commands.presets import presets
 from pipeline.commands.reindex import reindex
 from pipeline.commands.reproduce import reproduce
 from pipeline.commands.search import search
+from pipeline.commands.serve import serve
 from pipeline.commands.train_head import train_head
 
 app = typer.Typer(
@@ -61,6 +62,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "index": index,
     "evaluate": evaluate,
     "search": search,
+    "serve": serve,
     "reindex": reindex,
     "compare": compare,
     "reproduce": reproduce,

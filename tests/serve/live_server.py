@@ -1,5 +1,6 @@
 """The application under its real server, in a thread of this process, on a free port."""
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -32,10 +33,13 @@ def serving(backend: Any, settings: ServeSettings) -> Iterator[int]:
 
 
 def request(port: int, text: str, *, timeout: float = 30.0) -> bytes:
-    """Send bytes as they are, and read to the end of the connection."""
-    with socket.create_connection(("127.0.0.1", port), timeout=timeout) as connection:
+    """Send bytes as they are, and read to the end of the connection, or to where the server cuts it off."""
+    parts = []
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=timeout) as connection,
+        contextlib.suppress(ConnectionResetError, BrokenPipeError),
+    ):
         connection.sendall(text.encode("latin-1"))
-        parts = []
         while part := connection.recv(65536):
             parts.append(part)
     return b"".join(parts)

@@ -169,6 +169,7 @@ function card(hit, place, key, there) {
   item.dataset.key = key;
   const picture = make("img", { src: hit.thumbnail, alt: "", loading: "lazy", decoding: "async" });
   picture.addEventListener("load", () => picture.classList.add("there"));
+  picture.addEventListener("error", () => picture.replaceWith(make("span", { className: "no-picture" }, "No picture")));
   const shot = make("button", { type: "button", className: "shot" }, picture,
     make("span", { className: "time" }, clock(momentOf(hit))), make("span", { className: "bar-time" }, make("i")));
   shot.setAttribute("aria-label", `Play ${hit.name} from ${clock(momentOf(hit))}`);

@@ -1,0 +1,103 @@
+"""The server over a real workspace: encoder, head, index, reindexing, the command."""
+
+import asyncio
+import io
+
+import pytest
+from command_line import refused, run
+from PIL import Image
+from starlette.testclient import TestClient
+
+from pipeline import Retriever
+from pipeline.resolve import resolve_head, resolve_store
+from pipeline.retrieve.corpus import build_corpus_index
+from pipeline.retrieve.index import IndexSpec
+from pipeline.serve.app import create_app
+from pipeline.serve.live import LiveBackend
+from pipeline.serve.settings import ServeSettings
+from pipeline.workspace import Workspace
+
+
+def build(root):
+    workspace = Workspace(root)
+    chosen = resolve_store(workspace, "shapes")
+    return build_corpus_index(workspace, chosen, resolve_head(workspace, chosen), IndexSpec("Flat"))
+
+
+@pytest.fixture(scope="module")
+def workspace(extracted):
+    build(extracted)
+    return extracted
+
+
+@pytest.fixture(scope="module")
+def client(workspace, tmp_path_factory):
+    backend = LiveBackend.open(workspace)
+    settings = ServeSettings(cache_dir=tmp_path_factory.mktemp("films"), refresh_seconds=0.05)
+    with TestClient(create_app(backend, settings), base_url="http://127.0.0.1") as client:
+        yield client
+    backend.close()
+
+
+def test_answers_are_the_retrievers(client, workspace):
+    for sentence in ("a red ring", "a blue star grows", "a red ring"):
+        with Retriever.open(workspace) as retriever:
+            expected = retriever.search([sentence], top=5)[0]
+        answer = client.get("/api/search", params={"q": sentence, "top": 5}).json()
+        assert [hit["video_id"] for hit in answer["hits"]] == [hit.video_id for hit in expected]
+        assert [hit["score"] for hit in answer["hits"]] == pytest.approx([hit.score for hit in expected], abs=1e-5)
+        assert [hit["moment"] for hit in answer["hits"]] == [hit.moment for hit in expected]
+
+
+def test_similar_and_picture(client, workspace):
+    first = client.get("/api/search?q=a+ring&top=1").json()["hits"][0]
+    similar = client.get("/api/similar", params={"id": first["video_id"], "top": 3}).json()["hits"]
+    assert len(similar) == 3
+    assert first["video_id"] not in [hit["video_id"] for hit in similar]
+    frame = client.get(first["thumbnail"]).content
+    found = client.post("/api/search/image?top=3", files={"image": ("frame.jpg", frame)}).json()["hits"]
+    assert found[0]["video_id"] == first["video_id"]
+    assert found[0]["moment"] == pytest.approx(first["moment"], abs=1.0)
+
+
+def test_captions_and_media_of_a_clip(client):
+    hit = client.get("/api/search?q=a+ring&top=1").json()["hits"][0]
+    clip = client.get(hit["clip"]).json()
+    assert clip["captions"]
+    assert clip["media"]["how"] == "original"
+    film = client.get(clip["media"]["url"], headers={"range": "bytes=0-99"})
+    assert film.status_code == 206
+    assert Image.open(io.BytesIO(client.get(hit["thumbnail"]).content)).format == "JPEG"
+
+
+def test_searches_go_on_while_a_reindex_switches(client, workspace):
+    """No request fails, and the new generation answers in the end."""
+    before = client.get("/api/info").json()["generation"]
+
+    async def whole():
+        building = asyncio.create_task(asyncio.to_thread(build, workspace))
+        generations = set()
+        while not building.done() or generations <= {before}:
+            answer = await asyncio.to_thread(client.get, "/api/search?q=a+ring&top=2")
+            assert answer.status_code == 200
+            assert len(answer.json()["hits"]) == 2
+            generations.add(answer.json()["generation"])
+        return generations, (await building).generation
+
+    generations, new = asyncio.run(whole())
+    assert generations == {before, new}
+
+
+def test_what_the_command_refuses(workspace, tmp_path):
+    place = ("--workspace", workspace)
+    assert "token" in refused("serve", "--host", "0.0.0.0", *place)
+    assert "weak" in refused("serve", "--token", "short", *place)
+    assert "no index" in refused("serve", "--workspace", tmp_path / "empty", "--port", "59999")
+    assert "memory" in refused("serve", "--media-cache", "much", *place)
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert "cannot listen" in refused("serve", "--port", taken.getsockname()[1], *place)
+    assert "DITS_TOKEN" in run("serve", "--help").output
