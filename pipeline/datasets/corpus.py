@@ -22,6 +22,7 @@ from pipeline.datasets.readers import LISTS, Repairs, Row, clean_captions, read_
 from pipeline.datasets.videos import VIDEO_EXTENSIONS
 from pipeline.errors import BadInput, MissingData
 from pipeline.stores.manifest import SKIPPED, Manifest, VideoEntry
+from pipeline.stores.metadata import metadata_of
 from pipeline.video.fetch import member_source
 from pipeline.video.urls import fsspec_options, refusal
 
@@ -100,11 +101,12 @@ def list_manifest(source: str, name: str, allow_private: bool = False) -> Manife
         rows = read_list(path, ("path",), repairs)
     root = posixpath.dirname(source) if "://" in source else os.path.dirname(os.path.abspath(source))
     grouped: dict[str, list[VideoEntry]] = {}
-    for row in rows:
-        entry = _row_entry(row, root, repairs)
+    given = [(row, _row_entry(row, root, repairs)) for row in rows]
+    for _, entry in given:
         grouped.setdefault(entry.video_id, []).append(entry)
     entries = tuple(_list_entry(group, f"{source}, video {video_id!r}") for video_id, group in grouped.items())
-    return Manifest(name, root, entries, {"dataset": name, "repairs": repairs.to_json()})
+    metadata = metadata_of(((row.where, entry.video_id, row.values) for row, entry in given), _COLUMNS)
+    return Manifest(name, root, entries, {"dataset": name, "repairs": repairs.to_json()}, metadata)
 
 
 @contextmanager

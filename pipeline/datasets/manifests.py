@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.datasets import build_manifest
 from pipeline.datasets.corpus import read_source
+from pipeline.datasets.metadata import captions_metadata
 from pipeline.errors import BadInput
 from pipeline.stores.manifest import Manifest
 from pipeline.workspace import Workspace
@@ -25,7 +27,8 @@ def dataset_manifest(
     Raises MissingData listing the files that are absent and BadInput on malformed annotations.
     """
     if dataset in (None, "folder") and videos is not None:
-        return build_manifest("folder", videos, captions, None, **{"corpus": folder_name(videos), **options})
+        manifest = build_manifest("folder", videos, captions, None, **{"corpus": folder_name(videos), **options})
+        return replace(manifest, metadata=captions_metadata(captions, manifest.entries)) if captions else manifest
     if captions is not None:
         raise BadInput(
             "--captions belongs to a folder of your own videos", fix="give --videos DIR, or --annotations DIR"

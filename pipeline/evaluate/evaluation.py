@@ -148,7 +148,13 @@ def evaluate(
     }
     ids = np.array(videos.video_ids, dtype=object)
     return Evaluation(
-        metrics, counts.t2v, counts.v2t, texts.caption_ids, texts.video_ids, ids[counts.captioned].tolist(), lines
+        metrics,
+        counts.t2v,
+        counts.v2t,
+        list(texts.caption_ids),
+        list(texts.video_ids),
+        ids[counts.captioned].tolist(),
+        lines,
     )
 
 

@@ -151,8 +151,8 @@ def features_id(chosen: Any) -> str:
     about = {
         "encoder": chosen.encoder,
         "settings": chosen.store.settings,
-        "videos": [videos.video_ids, videos.splits],
-        "captions": [texts.caption_ids, texts.splits, texts.captions],
+        "videos": [list(videos.video_ids), list(videos.splits)],
+        "captions": [list(texts.caption_ids), list(texts.splits), list(texts.captions)],
         "preset": preset_of(chosen).get("head", {}),
     }
     return fingerprint(about)

@@ -12,6 +12,7 @@ from pipeline.resolve import encoder_name, remember_store
 from pipeline.stores.encoder_record import write_encoder_record
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.manifest import Manifest, write_manifest
+from pipeline.stores.metadata import write_metadata
 from pipeline.workspace import Workspace
 
 SAMPLE = 100  # files that tell a copied folder from another one of the same name
@@ -24,6 +25,7 @@ def extract_manifest(workspace: Workspace, manifest: Manifest, settings: Extract
     store = workspace.features_dir(manifest.name, encoder)
     require_same_media(store, manifest)
     report = extract(manifest, store, settings)
+    write_metadata(store, manifest.metadata)
     write_manifest(manifest, workspace.manifest_path(manifest.name))
     write_encoder_record(
         store,

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.clip.activations import require_cacheable
 from pipeline.clip.encoder import Encoder
@@ -26,11 +28,13 @@ from pipeline.clip.text import encode_sentences, require_windows
 from pipeline.errors import BadInput, UserError
 from pipeline.extract.cache_size import cache_bytes, require_room
 from pipeline.extract.settings import ExtractSettings, encoder_for
+from pipeline.fingerprint import SourceFile
 from pipeline.progress import progress
 from pipeline.stores.activations import frame_columns, text_columns
-from pipeline.stores.features import Failure, FeatureStore, TextFeatures, VideoFeatures
+from pipeline.stores.catalogue import STATUS
+from pipeline.stores.features import ClipSource, Failure, FeatureStore, TextFeatures, VideoFeatures
 from pipeline.stores.manifest import SKIPPED, Manifest, VideoEntry
-from pipeline.stores.shards import read_shard
+from pipeline.stores.strings import lookup
 from pipeline.video.job import Job
 from pipeline.video.limits import DecodeFailure
 from pipeline.video.pool import Decoded, DecodePool
@@ -93,7 +97,7 @@ def extract(
         captions = _extract_texts(manifest, store, settings, encoder)
         store.amend(
             {entry.video_id: entry.split for entry in manifest.entries},
-            {caption_id: entry.split for entry in manifest.entries for caption_id in entry.caption_ids()},
+            dict(zip(*(manifest.texts[name].to_pylist() for name in ("caption_id", "split")), strict=True)),
         )
         store.write_failures_table()
         return _report(manifest, store, settings, videos, captions, time.perf_counter() - started)
@@ -102,22 +106,23 @@ def extract(
 def _report(
     manifest: Manifest, store: FeatureStore, settings: ExtractSettings, videos: int, captions: int, seconds: float
 ) -> ExtractReport:
-    status = store.covered()
-    ours = [*(entry.video_id for entry in manifest.entries), *(row["path"] for row in _skipped(manifest))]
-    counts = Counter(status[video_id] for video_id in ours)
-    failures = [failure for failure in store.failures() if failure.video_id in set(ours)]
-    attempts = counts["done"] + sum(failure.attempts for failure in failures)
+    ours = manifest.ids + [row["path"] for row in _skipped(manifest)]
+    codes = store.covered().codes_of(ours)
+    done, failed, skipped = (int(count) for count in np.bincount(codes, minlength=len(STATUS)))
+    failures = store.failures_table()
+    failures = failures.filter(pa.array(lookup(failures["video_id"], ours) >= 0))
+    attempts = done + (pc.sum(failures["attempts"]).as_py() or 0)
     return ExtractReport(
         inputs=len(ours),
-        done=counts["done"],
-        failed=counts["failed"],
-        skipped=counts["skipped"],
+        done=done,
+        failed=failed,
+        skipped=skipped,
         store=str(store.path),
         new_videos=videos,
         new_captions=captions,
         seconds=seconds,
-        mean_attempts=attempts / max(1, counts["done"] + len(failures)),
-        failure_classes=dict(Counter(failure.error_class for failure in failures)),
+        mean_attempts=attempts / max(1, done + len(failures)),
+        failure_classes=dict(Counter(failures["error_class"].to_pylist())),
         min_coverage=settings.min_coverage,
     )
 
@@ -127,10 +132,11 @@ def _report(
 
 def _extract_videos(manifest: Manifest, store: FeatureStore, settings: ExtractSettings, encoder: Encoder) -> int:
     """How many clips this run tried."""
-    attempts = {failure.video_id: failure.attempts for failure in store.failures()}
+    failures = store.failures_table()
+    attempts = dict(zip(failures["video_id"].to_pylist(), failures["attempts"].to_pylist(), strict=True))
     entries = _outstanding(manifest, store, settings)
-    status = store.covered()
-    skipped = [row for row in _skipped(manifest) if row["path"] not in status]
+    known = store.covered().codes_of([row["path"] for row in _skipped(manifest)])
+    skipped = [row for row, code in zip(_skipped(manifest), known, strict=True) if code < 0]
     jobs = [Job(index, manifest.resolve(entry), entry.start, entry.end) for index, entry in enumerate(entries)]
     if not entries and skipped:
         _VideoShard([], settings, encoder).write(store, skipped)
@@ -151,13 +157,13 @@ def _extract_videos(manifest: Manifest, store: FeatureStore, settings: ExtractSe
 
 def _outstanding(manifest: Manifest, store: FeatureStore, settings: ExtractSettings) -> list[VideoEntry]:
     """Clips without an outcome, and failed ones of the class that is to be retried, in the manifest's order."""
-    status = store.covered()
-    again = {
-        failure.video_id
-        for failure in store.failures()
-        if settings.retry_failed == "all" or settings.retry_failed == failure.error_class
-    }
-    return [entry for entry in manifest.entries if entry.video_id not in status or entry.video_id in again]
+    wanted = store.covered().codes_of(manifest.ids) < 0
+    if settings.retry_failed:
+        failures = store.failures_table()
+        if settings.retry_failed != "all":
+            failures = failures.filter(pc.equal(failures["error_class"], settings.retry_failed))
+        wanted |= lookup(manifest.ids, failures["video_id"]) >= 0
+    return [manifest.entries[row] for row in np.flatnonzero(wanted)]
 
 
 def _skipped(manifest: Manifest) -> list[dict[str, str]]:
@@ -177,6 +183,8 @@ class _VideoShard:
         if settings.cache_blocks:
             self._activations = np.zeros((*shape, *encoder.model.visual.positional_embedding.shape), np.float16)
         self._done: list[VideoEntry] = []
+        self._sources: list[ClipSource] = []
+        self._failure_sources: dict[str, ClipSource] = {}
         self._failures: list[Failure] = []
         self._decoders: dict[str, str] = {}
         self._notes: dict[str, str] = {}
@@ -187,9 +195,12 @@ class _VideoShard:
         if isinstance(result, DecodeFailure):
             row = (entry.video_id, entry.path, result.step, result.kind, result.message, attempts_before + 1)
             self._failures.append(Failure(*row))
+            if result.source is not None:
+                self._failure_sources[entry.video_id] = _clip_source(entry, result.source)
             return
         row_index = len(self._done)
         self._done.append(entry)
+        self._sources.append(_clip_source(entry, result.source))
         self._pts[row_index, : len(result.times)] = result.times
         self._decoders[entry.video_id] = result.decoder
         if result.note:
@@ -236,6 +247,8 @@ class _VideoShard:
             inputs=[*(entry.video_id for entry in self.entries), *(row["path"] for row in skipped)],
             failures=self._failures,
             skipped=[row["path"] for row in skipped],
+            sources=self._sources,
+            failure_sources=self._failure_sources,
             activations=cached,
             extra={
                 "skip_reasons": {row["path"]: row["reason"] for row in skipped},
@@ -245,17 +258,23 @@ class _VideoShard:
         )
 
 
+def _clip_source(entry: VideoEntry, file: SourceFile) -> ClipSource:
+    return ClipSource(entry.start, entry.end, file.size, file.mtime, file.digest)
+
+
 # -- captions
 
 
 def _extract_texts(manifest: Manifest, store: FeatureStore, settings: ExtractSettings, encoder: Encoder) -> int:
     """How many captions this run encoded. A caption that changed under its id is encoded again."""
-    known = dict(_captions_in(store))
+    told = manifest.texts
+    same = pc.fill_null(pc.equal(told["caption"], store.captions_of(told["caption_id"])), False)
+    told = told.filter(pc.invert(same))
     rows = [
-        (caption_id, entry, caption)
-        for entry in manifest.entries
-        for caption_id, caption in zip(entry.caption_ids(), entry.captions, strict=True)
-        if known.get(caption_id) != caption
+        (caption_id, manifest.entries[entry], caption)
+        for caption_id, entry, caption in zip(
+            *(told[name].to_pylist() for name in ("caption_id", "entry", "caption")), strict=True
+        )
     ]
     shards = [rows[first : first + settings.text_shard_size] for first in range(0, len(rows), settings.text_shard_size)]
     embed = _remembering(encoder, shards, settings)
@@ -277,12 +296,6 @@ def _extract_texts(manifest: Manifest, store: FeatureStore, settings: ExtractSet
             store.write_texts(texts, activations=activations)
             step(min(number * settings.text_shard_size, len(rows)), len(rows))
     return len(rows)
-
-
-def _captions_in(store: FeatureStore) -> Iterator[tuple[str, str]]:
-    for path in store.shard_paths("texts"):
-        columns: Any = read_shard(path, ["caption_id", "caption"])
-        yield from zip(columns["caption_id"], columns["caption"], strict=True)
 
 
 def _remembering(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
-
-_FRAGMENT = re.compile(r"#t=(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)$")
 
 
 @dataclass(frozen=True)
@@ -26,16 +23,6 @@ class Hit:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def bounds(video_id: str) -> tuple[float | None, float | None]:
-    """Start and end of a clip, in seconds, from its id (a W3C media fragment); None for a whole file.
-
-    >>> bounds("films/a.mp4#t=20,30.5"), bounds("films/a.mp4")
-    ((20.0, 30.5), (None, None))
-    """
-    found = _FRAGMENT.search(video_id)
-    return (float(found[1]), float(found[2])) if found else (None, None)
 
 
 def best_hits(ranked: Iterable[Hit], top: int, *, merge: bool = False, per_file: int | None = None) -> list[Hit]:

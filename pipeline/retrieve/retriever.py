@@ -74,55 +74,55 @@ class Retriever:
 
     # -- searching
 
-    def search(self, texts: Sequence[str], top: int = 10, **wanted: Any) -> list[list[Hit]]:
-        """The best hits of each of N sentences, best first.
-
-        Scores are exact cosines of the head. A sentence alone is aligned alone: its scores may differ in the last bits
-        from those it gets beside others.
-
-        Raises:
-            BadInput: an empty sentence, or a setting out of range.
-        """
-        return self._searcher.search(self.embed_texts(texts), top=top, **wanted)
-
-    def search_mixed(
+    def search(
         self,
         texts: Sequence[str],
-        against: Sequence[str] = (),
         top: int = 10,
+        where: str | None = None,
         *,
-        weight: float = AGAINST,
+        against: Sequence[str] = (),
+        average: bool = False,
         **wanted: Any,
-    ) -> list[Hit]:
-        """The best hits of one query: like the average of `texts`, unlike the average of `against`.
+    ) -> list[list[Hit]]:
+        """The best hits of each of N sentences, best first; of their average, one list, with `average`.
 
-        A hit's score is the mean of its exact scores with `texts`, less `weight` times the mean of those with
-        `against`.
+        A score is the head's exact cosine of sentence and video; of an average, the mean of the sentences' scores. Less
+        half the mean score with the sentences in `against`, if there are some. A sentence alone is aligned alone: its
+        scores may differ in the last bits from those it gets beside others.
+
+        Args:
+            texts: N sentences.
+            top: hits wanted.
+            where: SQL over the videos' metadata that every hit meets (`filters.py`).
+            against: sentences that hits are to be unlike.
+            average: make the sentences one query.
+            wanted: see the class.
+
+        Raises:
+            BadInput: an empty sentence, a filter that cannot be, or a setting out of range.
         """
-        if not texts:
-            raise BadInput("a query needs a text that says what is wanted", fix="give one beside those to avoid")
-        plus = np.full(len(texts), 1 / len(texts))
-        minus = np.full(len(against), -weight / max(1, len(against)))
         embeds = self.embed_texts([*texts, *against])
-        return self._searcher.search(embeds, np.concatenate([plus, minus])[None], top=top, **wanted)[0]
+        return self._searcher.search(embeds, mixture(len(texts), len(against), average), top=top, where=where, **wanted)
 
-    def search_image(self, image: str | Path | bytes | np.ndarray, top: int = 10, **wanted: Any) -> list[Hit]:
+    def search_image(
+        self, image: str | Path | bytes | np.ndarray, top: int = 10, where: str | None = None, **wanted: Any
+    ) -> list[Hit]:
         """The best hits of a picture: a file, its bytes, or (H, W, 3) uint8 RGB.
 
         Compares raw CLIP embeddings: the score is the cosine of the picture and the frame most like it, which is also
         the hit's moment. The head's text side does not apply. Raises BadInput for what is no picture, or too large.
         """
-        return self._searcher.search_image(self.embed_image(image), top=top, **wanted)
+        return self._searcher.search_image(self.embed_image(image), top=top, where=where, **wanted)
 
-    def similar(self, video: str | Path, top: int = 10, **wanted: Any) -> list[Hit]:
+    def similar(self, video: str | Path, top: int = 10, where: str | None = None, **wanted: Any) -> list[Hit]:
         """The best hits of a video: the id of an indexed one (left out of the answer), or a file.
 
         Compares raw CLIP embeddings: the score is the cosine of the means of both videos' unit frames. Raises
         MissingData for what is neither, BadInput for a file that cannot be decoded.
         """
         if isinstance(video, str) and self.location(video) is not None:
-            return self._searcher.similar(video, top=top, **wanted)
-        return self._searcher.similar_to(self.embed_video(video), top=top, **wanted)
+            return self._searcher.similar(video, top=top, where=where, **wanted)
+        return self._searcher.similar_to(self.embed_video(video), top=top, where=where, **wanted)
 
     def refresh(self) -> bool:
         """Follow the index to its live generation; says whether it had moved. Searches under way end on the old one."""
@@ -211,6 +211,18 @@ class Retriever:
         except DecodeFailure as failure:
             raise BadInput(f"{path} cannot be decoded ({failure.kind}: {failure.message})") from None
         return self.encoder.embed_frames(clip.frames).numpy()
+
+
+def mixture(texts: int, against: int, average: bool) -> np.ndarray:
+    """Weights (Q, texts + against) of queries: a text each, or all averaged, less AGAINST times the others' mean.
+
+    >>> mixture(2, 1, False).tolist()
+    [[1.0, 0.0, -0.5], [0.0, 1.0, -0.5]]
+    """
+    if not texts:
+        raise BadInput("no query", fix="describe what the video shows, in quotes")
+    wanted = np.full((1, texts), 1 / texts) if average else np.eye(texts)
+    return np.hstack([wanted, np.full((len(wanted), against), -AGAINST / max(1, against))])
 
 
 def latest_corpus(workspace: Workspace) -> str:

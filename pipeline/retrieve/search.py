@@ -6,6 +6,7 @@ newer generation when there is one, and answers given meanwhile come whole from 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import BadInput, FingerprintMismatch, MissingData
 from pipeline.fingerprint import describe_difference
-from pipeline.retrieve.hits import Hit, best_hits, bounds
+from pipeline.retrieve.exact_search import exact_search
+from pipeline.retrieve.filters import VideoFilter
+from pipeline.retrieve.hits import Hit, best_hits
 from pipeline.retrieve.index import IndexSpec, VectorIndex, read
 from pipeline.retrieve.scorer import RetrievalHead, Scorer, head_fingerprint
 from pipeline.retrieve.shortlist import FrameQuery, Queries, TextQueries, best_frame, mean_frames
@@ -27,6 +30,7 @@ from pipeline.stores.indexed_videos import IndexedVideos
 from pipeline.stores.lookup import VideoLookup
 
 SHORTLIST = 50
+EXACT_BELOW = 0.05  # share of the videos that a filter leaves, up to which they are compared one by one (docs/results)
 _DEEPEST = 5000  # candidates scored, at most, where hits of one file are merged or limited
 _PAIRS_AT_ONCE = 4096  # candidates gathered at a time: 50 to 60 KB each for 12 x 512
 
@@ -68,6 +72,7 @@ class _Open:
     videos: IndexedVideos
     index: VectorIndex
     features: VideoLookup
+    filter: VideoFilter
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,8 @@ class Wanted:
     """Candidates that the index hands to exact scoring; more where the hits of one file are limited or merged."""
     merge: bool = False
     per_file: int | None = None
+    where: str | None = None
+    """An SQL condition over the videos' metadata (`filters.VideoFilter`)."""
 
     def __post_init__(self) -> None:
         if self.top < 1 or self.shortlist < 1 or (self.per_file is not None and self.per_file < 1):
@@ -144,7 +151,7 @@ class Searcher:
             raise MissingData(
                 f"the index holds no video {video_id!r}", fix="give an id that a search printed, or a file"
             )
-        own = state.features.frames([video_id])
+        own = state.features.features([video_id])
         query = FrameQuery(self.head, own.frame_embeds[0, own.frame_mask[0]], mean_frames)
         return self._answer(state, query, Wanted(**wanted), without=row)[0]
 
@@ -161,21 +168,40 @@ class Searcher:
 
     def _answer(self, state: _Open, queries: Queries, wanted: Wanted, without: int | None = None) -> list[list[Hit]]:
         """Shortlist, score exactly, rank; search deeper while merging or limiting leaves a query too few hits."""
+        only = state.filter.mask(wanted.where) if wanted.where else None
+        there = len(state.videos) if only is None else int(only.sum())
         vectors, depth = queries.vectors(), max(wanted.top, wanted.shortlist) + (without is not None)
-        while True:
-            depth = min(depth, len(state.videos))
-            candidates = _candidates(state.index, vectors, depth)
+        while there:
+            depth = min(depth, there)
+            candidates = self._candidates(state, vectors, depth, only)
             candidates[candidates == without] = -1
             found = self._ranked(state, queries, candidates, wanted)
             short = any(len(hits) < wanted.top for hits in found)
-            if not (short and wanted.shares_files and depth < min(len(state.videos), _DEEPEST)):
+            if not (short and wanted.shares_files and depth < min(there, _DEEPEST)):
                 return found
             depth *= 4
+        return [[] for _ in vectors]
+
+    def _candidates(
+        self, state: _Open, vectors: NDArray[np.float32], depth: int, only: NDArray[np.bool_] | None
+    ) -> NDArray[np.int64]:
+        """The `depth` best videos of each vector (Q, M, D): (Q, M * depth), each once a query, -1 for repeats."""
+        Q, M, D = vectors.shape
+        flat = vectors.reshape(Q * M, D)
+        if only is not None and only.mean() <= EXACT_BELOW:
+            owners = np.where(only[np.maximum(state.index.owners, 0)], state.index.owners, -1)
+            found = exact_search(state.generation.vectors(), owners, flat, depth)[1].reshape(Q, -1)
+        else:
+            found = state.index.search(flat, depth, only=only)[1].reshape(Q, -1)
+        if M > 1:
+            found = np.sort(found, axis=1)
+            found[:, 1:][found[:, 1:] == found[:, :-1]] = -1
+        return found
 
     def _ranked(self, state: _Open, queries: Queries, candidates: NDArray[np.int64], wanted: Wanted) -> list[list[Hit]]:
         rows = np.unique(candidates[candidates >= 0])
         ids, paths = state.videos.ids(rows), state.videos.paths(rows)
-        features = state.features.frames(ids)
+        features = state.features.features(ids)
         local = np.where(candidates >= 0, np.searchsorted(rows, candidates), -1)  # rows of the features
         scores = queries.scores(features, local)
         order = np.argsort(-scores, axis=1, kind="stable")
@@ -184,7 +210,7 @@ class Searcher:
         def hits(query: int) -> Iterator[Hit]:
             for score, row in zip(scores[query].tolist(), local[query].tolist(), strict=True):
                 if row >= 0:
-                    yield Hit(ids[row], paths[row], score, *bounds(ids[row]))
+                    yield Hit(ids[row], paths[row], score, *state.features.window(ids[row]))
 
         found = [
             best_hits(hits(query), wanted.top, merge=wanted.merge, per_file=wanted.per_file)
@@ -199,22 +225,11 @@ class Searcher:
             store = FeatureStore.open(self._features)
             require_same_encoder(generation, store)
             require_same_head(generation, self.head)
-            return _Open(
-                generation, generation.videos(), open_index(generation, generation.owners()), VideoLookup(store)
-            )
+            videos, index = generation.videos(), open_index(generation, generation.owners())
+            return _Open(generation, videos, index, VideoLookup(store), VideoFilter(videos, store.path))
         except BaseException:
             generation.close()
             raise
-
-
-def _candidates(index: VectorIndex, vectors: NDArray[np.float32], depth: int) -> NDArray[np.int64]:
-    """The `depth` best videos of each vector (Q, M, D): (Q, M * depth), each once a query, -1 in place of repeats."""
-    Q, M, D = vectors.shape
-    found = index.search(vectors.reshape(Q * M, D), depth)[1].reshape(Q, -1)
-    if M > 1:
-        found = np.sort(found, axis=1)
-        found[:, 1:][found[:, 1:] == found[:, :-1]] = -1
-    return found
 
 
 def _with_moments(found: list[list[Hit]], queries: Queries, features: VideoFeatures) -> list[list[Hit]]:
@@ -223,8 +238,9 @@ def _with_moments(found: list[list[Hit]], queries: Queries, features: VideoFeatu
     query = np.array([number for number, hits in enumerate(found) for _ in hits], dtype=np.int64)
     shown = features.select(np.array([row[hit.video_id] for hits in found for hit in hits], dtype=np.int64))
     frame = queries.moments(shown, query) if len(query) else query
-    seconds = iter(shown.frame_pts[np.arange(len(query)), frame].tolist())
-    return [[replace(hit, moment=next(seconds)) for hit in hits] for hits in found]
+    times = iter(shown.frame_pts[np.arange(len(query)), frame].tolist())
+    moments = (None if math.isnan(time) else time for time in times)  # imported features may have no times
+    return [[replace(hit, moment=next(moments)) for hit in hits] for hits in found]
 
 
 def open_index(generation: Generation, owners: NDArray[np.int64]) -> VectorIndex:

@@ -4,9 +4,11 @@
     videos-00000.h5     video_id, path, split, frame_embeds, frame_mask, frame_pts [, frame_tokens ...]
     texts-00000.h5      caption_id, video_id, split, caption, text_embeds [, text_tokens ...]
     failures.parquet    one row a video that could not be extracted; rebuilt from the shards' markers
+    catalogue/          one table of what all shards hold (pipeline.stores.catalogue); rebuilt where missing or behind
 
 Each video shard's marker records the outcome of every input video, so inputs = done + failed + skipped holds per
-shard. A retried video may appear in several shards; the latest one takes precedence.
+shard. A retried video may appear in several shards; the latest one takes precedence. Shards made since sources are
+recorded also hold each clip's start, end, and its file's size, mtime and digest (`catalogue.SOURCE_COLUMNS`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,13 +21,25 @@ from typing import Any
 import filelock
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import BadInput, FingerprintMismatch, MissingData, StoreBusy
 from pipeline.fingerprint import describe_difference, fingerprint
 from pipeline.stores.atomic import atomic_write, read_json, remove_temporaries, write_json
-from pipeline.stores.mapped import MappedRagged, MappedRows
-from pipeline.stores.shards import SUFFIXES, Column, read_marker, read_shard, verify_shard, write_shard
+from pipeline.stores.catalogue import (
+    FAILED,
+    SOURCE_COLUMNS,
+    TEXT_SCHEMA,
+    Catalogue,
+    Covered,
+    shards_in,
+    to_stored,
+    video_schema,
+)
+from pipeline.stores.mapped import LazyParts, MappedRagged, MappedRows, mapped_file, shard_column
+from pipeline.stores.shards import SUFFIXES, Column, verify_shard, write_shard
+from pipeline.stores.strings import Strings, as_arrow, last_of_each, lookup
 
 FORMAT_VERSION = 1
 # On-disk column name -> dataclass field.
@@ -37,6 +51,7 @@ VIDEO_COLUMNS = {
     "frame_mask": "frame_mask",
     "frame_pts": "frame_pts",
 }
+_FRAME_COLUMNS = ("frame_embeds", "frame_mask", "frame_pts")
 TEXT_COLUMNS = {
     "caption_id": "caption_ids",
     "video_id": "video_ids",
@@ -61,12 +76,26 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class ClipSource:
+    """Where a clip came from: its window in seconds, its file as `fingerprint.source_file` saw it; None: unknown."""
+
+    start: float | None = None
+    end: float | None = None
+    size: int | None = None
+    """Bytes of the file."""
+    mtime: int | None = None
+    """Nanoseconds since the epoch."""
+    digest: str | None = None
+    """`fingerprint.content_digest`."""
+
+
+@dataclass(frozen=True)
 class VideoFeatures:
     """Frame features of V videos with F frames each."""
 
-    video_ids: list[str]
-    paths: list[str]
-    splits: list[str]
+    video_ids: Sequence[str]
+    paths: Sequence[str]
+    splits: Sequence[str]
     frame_embeds: np.ndarray
     """(V, F, D) float16."""
     frame_mask: np.ndarray
@@ -85,11 +114,11 @@ class VideoFeatures:
 class TextFeatures:
     """Text features of T captions."""
 
-    caption_ids: list[str]
-    video_ids: list[str]
+    caption_ids: Sequence[str]
+    video_ids: Sequence[str]
     """Video that each caption describes."""
-    splits: list[str]
-    captions: list[str]
+    splits: Sequence[str]
+    captions: Sequence[str]
     text_embeds: np.ndarray
     """(T, D) float32."""
 
@@ -113,8 +142,10 @@ def text_to_video(texts: TextFeatures, videos: VideoFeatures) -> np.ndarray:
     Raises:
         KeyError: a caption's video is not in `videos`.
     """
-    row = {video_id: index for index, video_id in enumerate(videos.video_ids)}
-    return np.array([row[video_id] for video_id in texts.video_ids], dtype=np.int64)
+    rows = lookup(texts.video_ids, videos.video_ids)
+    if (rows < 0).any():
+        raise KeyError(texts.video_ids[int(np.argmin(rows))])
+    return rows
 
 
 class FeatureStore:
@@ -125,6 +156,9 @@ class FeatureStore:
         self.settings: dict[str, Any] = dict(about["settings"])
         self.shard_format: str = about["shard_format"]
         self.media_root: str = about["media_root"]
+        self._catalogues: dict[str, Catalogue] = {}
+        self._written: set[str] = set()  # kinds whose catalogue lags behind what this object wrote
+        self._locked = False
 
     @classmethod
     def create(
@@ -234,8 +268,12 @@ class FeatureStore:
             ) from None
         try:
             remove_temporaries(self.path)
+            self._written.update(self._catalogues)  # another may have written before we held the lock
+            self._locked = True
             yield
+            self.save_catalogue()
         finally:
+            self._locked = False
             held.release()
 
     def write_videos(
@@ -245,6 +283,8 @@ class FeatureStore:
         inputs: Sequence[str],
         failures: Sequence[Failure] = (),
         skipped: Sequence[str] = (),
+        sources: Sequence[ClipSource] | None = None,
+        failure_sources: Mapping[str, ClipSource] | None = None,
         activations: Mapping[str, Column] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> Path:
@@ -255,6 +295,8 @@ class FeatureStore:
             inputs: ids of all videos assigned to the shard.
             failures: inputs that failed.
             skipped: ids of inputs that were skipped.
+            sources: window and file of each of the V videos; left out where nothing is known.
+            failure_sources: the same by id, of the failures where it is known.
             activations: columns from `activations.frame_columns`, V rows each.
             extra: additional marker fields.
 
@@ -272,9 +314,13 @@ class FeatureStore:
             "failures": [asdict(failure) for failure in failures],
             "skipped": list(skipped),
             "counts": {"inputs": len(inputs), "done": len(done), "failed": len(failures), "skipped": len(skipped)},
+            **({"sources": {name: asdict(s) for name, s in failure_sources.items()}} if failure_sources else {}),
             **(extra or {}),
         }
-        return self._write_next("videos", _stored(videos, VIDEO_COLUMNS) | dict(activations or {}), marker)
+        columns = _stored(videos, VIDEO_COLUMNS) | dict(activations or {})
+        if sources is not None:
+            columns |= {name: to_stored(name, [getattr(source, name) for source in sources]) for name in SOURCE_COLUMNS}
+        return self._write_next("videos", columns, marker)
 
     def write_texts(self, texts: TextFeatures, *, activations: Mapping[str, Column] | None = None) -> Path:
         """Write the next text shard, with optional columns from `activations.text_columns`; return its path."""
@@ -283,7 +329,7 @@ class FeatureStore:
     def _write_next(self, kind: str, columns: Mapping[str, Column], marker: Mapping[str, Any]) -> Path:
         path = self.path / f"{kind}-{self.next_shard_index(kind):05d}{SUFFIXES[self.shard_format]}"
         write_shard(path, columns, marker=marker)
-        vars(self).pop("_rows", None)
+        self._written.add(kind)
         return path
 
     def next_shard_index(self, kind: str) -> int:
@@ -299,19 +345,15 @@ class FeatureStore:
             caption_splits: caption_id -> split.
         """
         old = self._amendments
-        now: dict[str, Any] = {"video_splits": {}, "caption_splits": {}, "withdrawn": []}
-        for name, split in self._recorded_splits("videos"):
-            wanted = video_splits.get(name, old["video_splits"].get(name, split))
-            if wanted != split:
-                now["video_splits"][name] = wanted
-        before = set(old["withdrawn"])
-        owners = self._strings("texts", "video_id")
-        for (name, split), video_id in zip(self._recorded_splits("texts"), owners, strict=True):
-            wanted = caption_splits.get(name, old["caption_splits"].get(name, split))
-            if wanted != split:
-                now["caption_splits"][name] = wanted
-            if name not in caption_splits if video_id in video_splits else name in before:
-                now["withdrawn"].append(name)
+        owners = self._texts.strings("video_id")
+        hidden = lookup(self._texts.ids, old["withdrawn"]) >= 0
+        told = lookup(owners, list(video_splits)) >= 0
+        hidden = np.where(told, lookup(self._texts.ids, list(caption_splits)) < 0, hidden)
+        now: dict[str, Any] = {
+            "video_splits": _changed(self._videos, old["video_splits"], video_splits),
+            "caption_splits": _changed(self._texts, old["caption_splits"], caption_splits),
+            "withdrawn": self._texts.ids.take(np.flatnonzero(hidden)).tolist(),
+        }
         if now != old:
             write_json(self.path / "amendments.json", now)
             vars(self).pop("_amendments", None)
@@ -320,39 +362,47 @@ class FeatureStore:
 
     def shard_paths(self, kind: str) -> list[Path]:
         """List the finished shards of `kind` ("videos" or "texts") in write order."""
-        suffix = SUFFIXES[self.shard_format]
-        return [marker.with_suffix(suffix) for marker in sorted(self.path.glob(f"{kind}-*.json"))]
+        return [self.path / name for name, _, _ in shards_in(self.path, kind, SUFFIXES[self.shard_format])]
 
-    def covered(self) -> dict[str, str]:
+    def covered(self) -> Covered:
         """Return video_id -> "done", "failed" or "skipped"; the latest shard wins, but "done" is final."""
-        status: dict[str, str] = {}
-        for path in self.shard_paths("videos"):
-            marker = read_marker(path)
-            for video_id in _string_column(path, "video_id"):
-                status[video_id] = "done"
-            outcome = {row["video_id"]: "failed" for row in marker["failures"]}
-            outcome.update(dict.fromkeys(marker["skipped"], "skipped"))
-            for video_id, what in outcome.items():
-                if status.get(video_id) != "done":
-                    status[video_id] = what
-        return status
+        return self._videos.covered
+
+    def failures_table(self) -> pa.Table:
+        """The latest failure of each video that is still failed, with the columns of `Failure`."""
+        events = self._videos.events
+        failed = np.flatnonzero(self._videos.status == FAILED)
+        last = events.take(pa.array(failed[last_of_each(as_arrow(events["video_id"].take(pa.array(failed))))]))
+        still = self.covered().codes_of(last["video_id"]) == FAILED
+        return last.filter(pa.array(still)).select(list(Failure.__dataclass_fields__))
 
     def failures(self) -> list[Failure]:
         """Return the latest failure of each video that is still failed."""
-        status = self.covered()
-        last: dict[str, Failure] = {}
-        for path in self.shard_paths("videos"):
-            for row in read_marker(path)["failures"]:
-                last[row["video_id"]] = Failure(**row)
-        return [failure for video_id, failure in last.items() if status[video_id] == "failed"]
+        return [Failure(**row) for row in self.failures_table().to_pylist()]
 
     def write_failures_table(self) -> None:
-        rows = [asdict(failure) for failure in self.failures()]
         names = list(Failure.__dataclass_fields__)
         types = [pa.int64() if name == "attempts" else pa.string() for name in names]
-        schema = pa.schema(list(zip(names, types, strict=True)))
+        table = self.failures_table().cast(pa.schema(list(zip(names, types, strict=True))))
         with atomic_write(self.path / "failures.parquet") as temporary:
-            pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
+            pq.write_table(table, temporary)
+
+    def clips(self) -> pa.Table:
+        """What the store knows of each clip that has features, one row each, in the order of `videos()`.
+
+        Returns:
+            video_id, path, split (as extracted), start, end (seconds), size (bytes), mtime (ns since the epoch), digest
+            of the file (`fingerprint.content_digest`), shard, row; null where it is not known.
+        """
+        names = ("video_id", "path", "split", *SOURCE_COLUMNS, "shard", "row")
+        return self._videos.current().select(list(names))
+
+    def outcomes(self) -> pa.Table:
+        """Every outcome in every shard, in write order: the catalogue's own table (`catalogue.video_schema`).
+
+        `status` is a code of `catalogue.STATUS`; the last row of an id is its latest outcome.
+        """
+        return self._videos.events
 
     def verify(self) -> None:
         """Check every shard's checksum; raise CorruptShard at the first mismatch."""
@@ -362,129 +412,180 @@ class FeatureStore:
 
     # -- reading
 
-    @cached_property
-    def _rows(self) -> dict[str, dict[str, tuple[int, int]]]:
-        """kind -> id -> (shard number, row), the later shard winning; videos in order of first appearance."""
-        places: dict[str, dict[str, tuple[int, int]]] = {}
-        for kind, key in (("videos", "video_id"), ("texts", "caption_id")):
-            places[kind] = {
-                name: (number, row)
-                for number, path in enumerate(self.shard_paths(kind))
-                for row, name in enumerate(_string_column(path, key))
-            }
-        return places
+    def _catalogue(self, kind: str, schema: pa.Schema) -> Catalogue:
+        """The catalogue of one kind, brought up to date if it was not read yet or shards were written since."""
+        if kind in self._catalogues and kind not in self._written:
+            return self._catalogues[kind]
+        known = self._catalogues.get(kind) or Catalogue.read(self.path, kind, schema)
+        now = known.refreshed(self.path, SUFFIXES[self.shard_format])
+        if now is not known and not self._locked:  # a writer keeps it once, at its end
+            now.save(self.path)
+        self._catalogues[kind] = now
+        self._written.discard(kind)
+        return now
 
-    def _places(self, kind: str) -> np.ndarray:
-        """(n, 2): the shard's number and the row in it, for each id in order."""
-        return np.array(list(self._rows[kind].values()), dtype=np.int64).reshape(-1, 2)
+    @property
+    def _videos(self) -> Catalogue:
+        return self._catalogue("videos", video_schema(self.num_frames))
 
-    def _strings(self, kind: str, name: str) -> list[str]:
-        parts = [_string_column(path, name) for path in self.shard_paths(kind)]
-        return [parts[number][row] for number, row in self._places(kind).tolist()]
+    @property
+    def _texts(self) -> Catalogue:
+        return self._catalogue("texts", TEXT_SCHEMA)
 
-    def _mapped(self, kind: str, name: str) -> MappedRows:
-        parts: Any = [read_shard(path, [name], mmap=True)[name] for path in self.shard_paths(kind)]
-        if not parts:
-            raise MissingData(f"{self.path} holds no {kind}", fix="run `python cli.py extract`")
-        return MappedRows(parts, self._places(kind))
+    def save_catalogue(self) -> None:
+        """Bring catalogue/ up to date with the shards, as far as the folder can be written."""
+        for now, schema in ((self._videos, video_schema(self.num_frames)), (self._texts, TEXT_SCHEMA)):
+            if Catalogue.read(self.path, now.kind, schema).records != now.records:
+                now.save(self.path)
+
+    def _parts(self, catalogue: Catalogue, name: str) -> LazyParts:
+        def part(number: int) -> Any:
+            record = catalogue.records[number]
+            path, about = self.path / record.name, record.columns[name]
+            if about.get("offset") is None:
+                return shard_column(path, name, record.marker)
+            shape = (record.rows, *about["shape"])
+            return np.ndarray(shape, about["dtype"], mapped_file(path, record.marker), about["offset"])
+
+        return LazyParts(len(catalogue.records), part)
+
+    def _mapped(self, catalogue: Catalogue, name: str) -> MappedRows:
+        if not catalogue.records:
+            raise MissingData(f"{self.path} holds no {catalogue.kind}", fix="run `python cli.py extract`")
+        parts: Any = self._parts(catalogue, name)
+        return MappedRows(parts, catalogue.places)
 
     @cached_property
     def _amendments(self) -> dict[str, Any]:
         path = self.path / "amendments.json"
         return read_json(path) if path.exists() else {"video_splits": {}, "caption_splits": {}, "withdrawn": []}
 
-    def _recorded_splits(self, kind: str) -> Iterator[tuple[str, str]]:
-        """(id, split) of each row, as the shards have it."""
-        return zip(self._rows[kind], self._strings(kind, "split"), strict=True)
-
-    def _splits(self, kind: str) -> list[str]:
+    def _splits(self, catalogue: Catalogue) -> Strings:
         """The split of each row, as the manifest said it last."""
-        now = self._amendments["video_splits" if kind == "videos" else "caption_splits"]
-        return [now.get(name, split) for name, split in self._recorded_splits(kind)]
+        amended = self._amendments["video_splits" if catalogue.kind == "videos" else "caption_splits"]
+        recorded = catalogue.strings("split")
+        if not amended:
+            return recorded
+        place = lookup(catalogue.ids, list(amended))
+        told = pa.array(list(amended.values()), pa.large_string()).take(pa.array(np.maximum(place, 0)))
+        return Strings(pc.if_else(pa.array(place >= 0), told, recorded.arrow))
 
     def videos(self, split: str | None = None, *, mmap: bool = False) -> VideoFeatures:
         """Read the features of extracted videos.
 
         Args:
             split: read this split only; None reads all.
-            mmap: keep `frame_embeds` on disk as a MappedRows.
+            mmap: keep `frame_embeds` and `frame_pts` on disk, as MappedRows.
 
         Raises:
             MissingData: the store has no video shard.
         """
-        columns = {name: self._mapped("videos", name) for name in ("frame_embeds", "frame_mask", "frame_pts")}
-        splits = self._splits("videos")
+        held = self._videos
+        columns: list[Any] = [self._mapped(held, name) for name in ("frame_embeds", "frame_pts")]
+        splits = self._splits(held)
         rows = np.arange(len(splits)) if split is None else _where(splits, split)
-        embeds: Any = columns["frame_embeds"].select(rows)
+        embeds, pts = (column.select(rows) if mmap else column[rows] for column in columns)
         return VideoFeatures(
-            _take(list(self._rows["videos"]), rows),
-            _take(self._strings("videos", "path"), rows),
-            _take(splits, rows),
-            embeds if mmap else embeds[:],
-            columns["frame_mask"][rows],
-            columns["frame_pts"][rows],
+            held.ids.take(rows),
+            held.strings("path").take(rows),
+            splits.take(rows),
+            embeds,
+            held.frame_mask()[rows],
+            pts,
         )
 
-    def texts(self, split: str | None = None) -> TextFeatures:
-        """Read the captions of extracted videos, optionally of one split; empty if the store has no captions."""
-        if not self.shard_paths("texts"):
+    def texts(self, split: str | None = None, *, mmap: bool = False) -> TextFeatures:
+        """Read the captions of extracted videos, optionally of one split; empty if the store has no captions.
+
+        Args:
+            split: read this split only; None reads all.
+            mmap: keep `text_embeds` on disk, as MappedRows in the type that is stored.
+        """
+        held = self._texts
+        if not held.records:
             return TextFeatures([], [], [], [], np.zeros((0, self.dim), np.float32))
-        caption_ids, video_ids = list(self._rows["texts"]), self._strings("texts", "video_id")
-        splits, done, withdrawn = self._splits("texts"), self._rows["videos"], set(self._amendments["withdrawn"])
-        rows = np.array(
-            [
-                row
-                for row, (caption_id, video_id, own) in enumerate(zip(caption_ids, video_ids, splits, strict=True))
-                if video_id in done and caption_id not in withdrawn and split in (None, own)
-            ],
-            dtype=np.int64,
-        )
-        return TextFeatures(
-            _take(caption_ids, rows),
-            _take(video_ids, rows),
-            _take(splits, rows),
-            _take(self._strings("texts", "caption"), rows),
-            self._mapped("texts", "text_embeds")[rows].astype(np.float32),
-        )
+        owners, splits = held.strings("video_id"), self._splits(held)
+        wanted = self._videos.row_of(owners) >= 0
+        if withdrawn := self._amendments["withdrawn"]:
+            wanted &= lookup(held.ids, withdrawn) < 0
+        if split is not None:
+            wanted &= np.asarray(pc.equal(splits.arrow, split))
+        rows, embeds = np.flatnonzero(wanted), self._mapped(held, "text_embeds")
+        vectors: Any = embeds.select(rows) if mmap else embeds[rows].astype(np.float32)
+        captions = held.strings("caption").take(rows)
+        return TextFeatures(held.ids.take(rows), owners.take(rows), splits.take(rows), captions, vectors)
+
+    def captions_of(self, caption_ids: Any) -> pa.Array:
+        """(n,) the stored caption of each id, null where the store has none."""
+        held = self._texts
+        rows = held.row_of(caption_ids)
+        return held.strings("caption").arrow.take(pa.array(rows, mask=rows < 0))
 
     def frame_activations(self, video_ids: Sequence[str]) -> dict[str, MappedRows]:
         """Return the cached activation columns of the given videos, in order; decode with `activations.restore`."""
-        columns = self._cached("videos", ("frame_tokens", "frame_token_scale"), video_ids)
+        columns = self._cached(self._videos, ("frame_tokens", "frame_token_scale"), video_ids)
         return {name: MappedRows(parts, places) for name, (parts, places) in columns.items()}
 
     def text_activations(self, caption_ids: Sequence[str]) -> dict[str, MappedRagged]:
         """Return the cached activation columns of the given captions, as ragged rows without padding."""
-        columns = self._cached("texts", ("text_tokens", "text_token_scale"), caption_ids)
+        columns = self._cached(self._texts, ("text_tokens", "text_token_scale"), caption_ids)
         return {name: MappedRagged(parts, places) for name, (parts, places) in columns.items()}
 
-    def _cached(self, kind: str, names: Sequence[str], ids: Sequence[str]) -> dict[str, tuple[Any, np.ndarray]]:
+    def features_at(self, places: np.ndarray, video_ids: Sequence[str]) -> VideoFeatures:
+        """Features of single videos, read from their shards: `places` (n, 2), the shard's number and the row in it, as
+        `clips` gives them. Paths and splits stay empty."""
+        columns = [MappedRows(self._parts(self._videos, name), places)[:] for name in _FRAME_COLUMNS]
+        return VideoFeatures(video_ids, [""] * len(places), [""] * len(places), *columns)
+
+    def shard_states(self, kind: str) -> list[Any]:
+        """What tells the finished shards of `kind` from others: name, size and time of the marker, size of the file."""
+        return shards_in(self.path, kind, SUFFIXES[self.shard_format])
+
+    def _cached(self, held: Catalogue, names: Sequence[str], ids: Sequence[str]) -> dict[str, tuple[Any, np.ndarray]]:
         """Those of the columns that the shards have: their parts, mapped, and the place of each id in them."""
-        places = np.array([self._rows[kind][name] for name in ids], dtype=np.int64).reshape(-1, 2)
-        paths = self.shard_paths(kind)
-        there = [name for name in names if name in read_marker(paths[0])["columns"]]
-        return {name: ([read_shard(path, [name], mmap=True)[name] for path in paths], places) for name in there}
+        rows = held.row_of(ids)
+        if (rows < 0).any():
+            raise KeyError(ids[int(np.argmin(rows))])
+        there = [name for name in names if name in held.records[0].columns]
+        return {name: (self._parts(held, name), held.places[rows]) for name in there}
 
     def splits(self) -> list[str]:
         """List the distinct splits that have videos."""
-        return list(dict.fromkeys(self._splits("videos")))
+        return Strings(self._splits(self._videos).arrow.unique()).tolist()
 
 
 def _stored(features: VideoFeatures | TextFeatures, columns: Mapping[str, str]) -> dict[str, Column]:
     """A shard's columns of features, by the names that they have on disk."""
-    return {name: getattr(features, field) for name, field in columns.items()}
+    stored = {name: getattr(features, field) for name, field in columns.items()}
+    return {
+        name: column.tolist()
+        if isinstance(column, Strings)
+        else column[:]
+        if isinstance(column, MappedRows)
+        else column
+        for name, column in stored.items()
+    }
 
 
-def _string_column(path: Path, name: str) -> list[str]:
-    column = read_shard(path, [name])[name]
-    assert isinstance(column, list), f"{name} is not a column of strings"
-    return column
+def _changed(held: Catalogue, before: Mapping[str, str], told: Mapping[str, str]) -> dict[str, str]:
+    """id -> split of the ids whose split, as told now or else before, is not the one that their shard has."""
+    recorded, wanted = held.strings("split").arrow, held.strings("split").arrow
+    for splits in (before, told):
+        place = lookup(held.ids, list(splits))
+        named = pa.array(list(splits.values()), pa.large_string())
+        if len(named):
+            wanted = pc.if_else(pa.array(place >= 0), named.take(pa.array(np.maximum(place, 0))), wanted)
+    other = np.flatnonzero(np.asarray(pc.not_equal(wanted, recorded)))
+    return dict(zip(held.ids.take(other), Strings(wanted).take(other), strict=True))
 
 
-def _where(values: Sequence[str], wanted: str) -> np.ndarray:
-    return np.flatnonzero(np.array(values, dtype=object) == wanted)
+def _where(values: Strings, wanted: str) -> np.ndarray:
+    return np.flatnonzero(np.asarray(pc.equal(values.arrow, wanted)))
 
 
 def _take(column: Any, rows: np.ndarray) -> Any:
     if isinstance(column, MappedRows):
         return column.select(rows)
+    if isinstance(column, Strings):
+        return column.take(np.asarray(rows))
     return column[rows] if isinstance(column, np.ndarray) else [column[int(row)] for row in rows]

@@ -7,14 +7,18 @@ null); the data set's name, media root and protocol stand as JSON in the file's 
 import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import BadInput, CorruptShard, MissingData
 from pipeline.stores.atomic import atomic_write
+from pipeline.stores.strings import Strings
 
 SPLITS = ("train", "val", "test")
 CORPUS = "corpus"  # the split of videos that are searched and not evaluated
@@ -59,6 +63,8 @@ class Manifest:
     root: str
     entries: tuple[VideoEntry, ...]
     protocol: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """video_id -> column -> value; goes into the feature store (`pipeline.stores.metadata`), not into the manifest."""
 
     def __post_init__(self) -> None:
         counts = Counter(entry.video_id for entry in self.entries)
@@ -74,6 +80,30 @@ class Manifest:
             if entry.split not in (*SPLITS, CORPUS):
                 expected = ", ".join([*SPLITS, CORPUS])
                 raise BadInput(f"video {entry.video_id!r}: unknown split", expected=expected, got=repr(entry.split))
+
+    @cached_property
+    def ids(self) -> Strings:
+        """(V,) the ids of all entries."""
+        return Strings([entry.video_id for entry in self.entries])
+
+    @cached_property
+    def texts(self) -> pa.Table:
+        """caption_id, caption, split and entry (the row of its entry) of all captions."""
+        counts = np.array([len(entry.captions) for entry in self.entries], np.int64)
+        entry = np.repeat(np.arange(len(counts)), counts)
+        index = np.arange(len(entry)) - np.repeat(np.cumsum(counts) - counts, counts)
+        numbers = pa.array(index).cast(pa.large_string())
+        splits = Strings([entry.split for entry in self.entries])
+        return pa.table(
+            {
+                "caption_id": pc.binary_join_element_wise(
+                    self.ids.take(entry).arrow, numbers, pa.scalar("#", pa.large_string())
+                ),
+                "caption": Strings([caption for entry in self.entries for caption in entry.captions]).arrow,
+                "split": splits.take(entry).arrow,
+                "entry": entry,
+            }
+        )
 
     def split(self, name: str) -> "Manifest":
         return replace(self, entries=tuple(entry for entry in self.entries if entry.split == name))

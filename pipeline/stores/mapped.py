@@ -5,12 +5,43 @@ indexed. Behaves like the array that it stands for as far as readers need: len, 
 slice or an integer array along the rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.stores.shards import Ragged
+from pipeline.stores.shards import Column, Ragged, read_shard
+
+OPEN_FILES = 256  # shards mapped at a time: each takes a file descriptor, and a process has 1024 of them by default
+
+
+class LazyParts(Sequence[Any]):
+    """A column's array in each of many shards, opened when it is first asked for."""
+
+    def __init__(self, count: int, open_part: Callable[[int], Any]):
+        self._count, self._open = count, open_part
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: Any) -> Any:
+        if not 0 <= number < self._count:
+            raise IndexError(number)
+        return self._open(int(number))
+
+
+@lru_cache(maxsize=OPEN_FILES)
+def mapped_file(path: Path, version: tuple[int, ...]) -> np.ndarray:
+    """The bytes of a file, mapped. `version` tells a file that was replaced from the one before."""
+    return np.memmap(path, np.uint8, "r")
+
+
+@lru_cache(maxsize=OPEN_FILES)
+def shard_column(path: Path, name: str, version: tuple[int, ...]) -> Column:
+    """A column of a shard, as far as the format allows mapped."""
+    return read_shard(path, [name], mmap=True)[name]
 
 
 class MappedRows:
@@ -35,11 +66,12 @@ class MappedRows:
     def __getitem__(self, rows: Any) -> np.ndarray:
         places = self._places[rows]
         out = np.empty((len(places), *self.shape[1:]), self.dtype)
-        for number in np.unique(places[:, 0]):
-            here = np.flatnonzero(places[:, 0] == number)
-            # sorted, so that the disk is read forwards
-            here = here[np.argsort(places[here, 1], kind="stable")]
-            out[here] = self._parts[number][places[here, 1]]
+        if not len(places):
+            return out
+        order = np.lexsort((places[:, 1], places[:, 0]))  # part by part, and each read forwards
+        numbers = places[order, 0]
+        for here in np.split(order, np.flatnonzero(numbers[1:] != numbers[:-1]) + 1):
+            out[here] = self._parts[int(places[here[0], 0])][places[here, 1]]
         return out
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

@@ -25,13 +25,15 @@ def metadata_of(rows: Iterable[tuple[str, str, Mapping[str, Any]]], used: Iterab
 
     Raises BadInput where two rows of one video differ in a column.
     """
-    used = set(used)
+    used = {name.lower() for name in used}
     found: dict[str, dict[str, Any]] = {}
     for where, video_id, values in rows:
         mine = found.setdefault(video_id, {})
         for name, value in values.items():
-            if name in used or value is None or value == "":
+            if name.lower() in used or value is None or value == "":
                 continue
+            if name.startswith("__") or not name.isprintable():
+                raise BadInput(f"{where}: column {name[:60]!r} cannot be metadata", expected="a name without __ first")
             if mine.setdefault(name, value) != value:
                 raise BadInput(
                     f"{where}: column {name!r} of video {video_id!r} differs between its rows",
@@ -79,7 +81,7 @@ def _column(values: list[Any]) -> pa.Array:
     for parse, kind in _TYPES:
         try:
             return pa.array([None if value is None else parse(value) for value in values], kind)
-        except (ValueError, TypeError, OverflowError, pa.ArrowException):
+        except (ValueError, KeyError, TypeError, OverflowError, pa.ArrowException):
             continue
     return pa.array([None if value is None else str(value) for value in values], pa.string())
 
@@ -101,8 +103,11 @@ def _number(value: Any) -> float:
 
 
 def _boolean(value: Any) -> bool:
-    return {"true": True, "false": False}[str(value).strip().lower()] if str(value).strip().lower() in (
-        "true", "false") else _refuse(value)
+    return (
+        {"true": True, "false": False}[str(value).strip().lower()]
+        if str(value).strip().lower() in ("true", "false")
+        else _refuse(value)
+    )
 
 
 def _refuse(value: Any) -> Any:

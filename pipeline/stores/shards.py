@@ -111,6 +111,15 @@ def read_shard(path: Path, names: Iterable[str] | None = None, *, mmap: bool = F
     return columns
 
 
+def array_offsets(path: Path, names: Iterable[str]) -> dict[str, int]:
+    """Where the bytes of each named array lie in an HDF5 shard; none of an array that is empty, or of Parquet."""
+    if path.suffix != ".h5":
+        return {}
+    with h5py.File(path, "r") as file:
+        found = {name: file[name].id.get_offset() for name in names}
+    return {name: offset for name, offset in found.items() if offset is not None}
+
+
 def _describe(column: Column) -> dict[str, Any]:
     if isinstance(column, Ragged):
         return {"kind": "ragged", "dtype": str(column.values.dtype), "shape": list(column.values.shape[1:])}
@@ -192,11 +201,10 @@ def _to_arrow(column: Column) -> pa.Array:
 
 def _read_parquet(path: Path, described: Mapping[str, Any], mmap: bool) -> dict[str, Column]:
     table = pq.read_table(path, columns=list(described), memory_map=mmap)
-    return {name: from_arrow(table[name].combine_chunks(), about) for name, about in described.items()}
+    return {name: _from_arrow(table[name].combine_chunks(), about) for name, about in described.items()}
 
 
-def from_arrow(array: Any, about: Mapping[str, Any]) -> Column:
-    """A column as Arrow read it, in the form that `about` (a marker's entry) describes."""
+def _from_arrow(array: Any, about: Mapping[str, Any]) -> Column:
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
     if about["kind"] == "string":

@@ -136,7 +136,7 @@ def training_features(store: FeatureStore, seed: int) -> tuple[Split, Split, str
 
 
 def _only(videos: VideoFeatures, texts: TextFeatures, chosen: set[str], inside: bool) -> Split:
-    def rows(ids: list[str]) -> np.ndarray:
+    def rows(ids: Sequence[str]) -> np.ndarray:
         return np.flatnonzero([(video_id in chosen) == inside for video_id in ids])
 
     return videos.select(rows(videos.video_ids)), texts.select(rows(texts.video_ids))

@@ -4,6 +4,7 @@ The default decoder is PyAV. A file that PyAV cannot open or find a decoder for 
 decoders were allowed: then the ffmpeg program tries it, and the answer records which of the two made the frames.
 """
 
+from pipeline.fingerprint import SourceFile, source_file
 from pipeline.video.decode_pyav import Clip, FrameRequest
 from pipeline.video.job import DecodeSettings, Job
 from pipeline.video.limits import DecodeFailure
@@ -12,20 +13,37 @@ DECODERS = ("pyav", "ffmpeg", "pyav+ffmpeg")
 _TRY_THE_OTHER = frozenset({"CannotOpen", "UnknownCodec", "NoFrames", "Unstable"})
 
 
-def decode(job: Job, settings: DecodeSettings) -> tuple[Clip, str]:
-    """Decode a job -> (clip, name of the decoder). Raises DecodeFailure."""
+def decode(job: Job, settings: DecodeSettings) -> tuple[Clip, str, SourceFile]:
+    """Decode a job -> (clip, name of the decoder, its file). Raises DecodeFailure, which names the file if it was there
+    to be read."""
     from pipeline.video.fetch import local_file
 
     request = FrameRequest(settings.num_frames, settings.size, job.start, job.end)
     with local_file(job.source, settings.limits) as path:
-        if settings.decoder == "ffmpeg":
-            return _by_ffmpeg(path, request, settings), "ffmpeg"
+        source = _identify(path, path != job.source)
         try:
-            return _by_pyav(path, request, settings), "pyav"
+            return *_decode_file(path, request, settings), source
         except DecodeFailure as failure:
-            if settings.decoder != "pyav+ffmpeg" or failure.kind not in _TRY_THE_OTHER:
-                raise
-            return _by_ffmpeg(path, request, settings), "ffmpeg"
+            failure.source = source
+            raise
+
+
+def _decode_file(path: str, request: FrameRequest, settings: DecodeSettings) -> tuple[Clip, str]:
+    if settings.decoder == "ffmpeg":
+        return _by_ffmpeg(path, request, settings), "ffmpeg"
+    try:
+        return _by_pyav(path, request, settings), "pyav"
+    except DecodeFailure as failure:
+        if settings.decoder != "pyav+ffmpeg" or failure.kind not in _TRY_THE_OTHER:
+            raise
+        return _by_ffmpeg(path, request, settings), "ffmpeg"
+
+
+def _identify(path: str, fetched: bool) -> SourceFile:
+    try:
+        return source_file(path, fetched=fetched)
+    except OSError as error:
+        raise DecodeFailure("open", "CannotOpen", str(error)) from None
 
 
 def _by_pyav(path: str, request: FrameRequest, settings: DecodeSettings) -> Clip:

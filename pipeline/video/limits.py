@@ -7,6 +7,7 @@ outside (the driver kills the worker process), memory by the kernel (RLIMIT_AS i
 from dataclasses import dataclass
 
 from pipeline.errors import BadInput
+from pipeline.fingerprint import SourceFile
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Limits:
 class DecodeFailure(Exception):
     """A video could not be decoded. `step`: open, scan, decode or fetch; `kind`: failure class for `--retry-failed`."""
 
-    def __init__(self, step: str, kind: str, message: str):
+    def __init__(self, step: str, kind: str, message: str, source: SourceFile | None = None):
         super().__init__(message)
         self.step, self.kind, self.message = step, kind, " ".join(message.split())[:500]
+        self.source = source  # the file, where it was there to be read

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.fingerprint import SourceFile
 from pipeline.video.job import DecodeSettings, Job
 from pipeline.video.limits import DecodeFailure
 
@@ -48,6 +49,7 @@ class Decoded:
     method: str
     note: str
     seconds: float
+    source: SourceFile
 
 
 @dataclass
@@ -223,7 +225,8 @@ class DecodePool:
 
 def _result(answer: dict[str, Any], frames: bytes) -> Decoded | DecodeFailure:
     if "failure" in answer:
-        return DecodeFailure(**answer["failure"])
+        said = answer["failure"]
+        return DecodeFailure(**{**said, "source": SourceFile(**said["source"]) if "source" in said else None})
     pixels = np.frombuffer(frames, np.uint8).reshape(answer["shape"])
     about = {name: answer[name] for name in ("decoder", "method", "note", "seconds")}
-    return Decoded(pixels, np.array(answer["times"], np.float64), **about)
+    return Decoded(pixels, np.array(answer["times"], np.float64), **about, source=SourceFile(**answer["source"]))

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -51,9 +52,11 @@ def _answer(job: Job, settings: DecodeSettings) -> tuple[dict[str, Any], Any]:
 
     started = time.perf_counter()
     try:
-        clip, decoder = decode(job, settings)
+        clip, decoder, source = decode(job, settings)
     except DecodeFailure as failure:
-        row = {"step": failure.step, "kind": failure.kind, "message": failure.message}
+        row: dict[str, Any] = {"step": failure.step, "kind": failure.kind, "message": failure.message}
+        if failure.source is not None:
+            row["source"] = asdict(failure.source)
         return {"index": job.index, "failure": row}, None
     except MemoryError:
         row = {
@@ -69,6 +72,7 @@ def _answer(job: Job, settings: DecodeSettings) -> tuple[dict[str, Any], Any]:
         "method": clip.method,
         "decoder": decoder,
         "note": clip.note,
+        "source": asdict(source),
         "seconds": time.perf_counter() - started,
     }
     return about, memoryview(np.ascontiguousarray(clip.frames).data).cast("B")

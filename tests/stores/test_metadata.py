@@ -1,0 +1,61 @@
+"""Metadata of videos: types, conflicts, and what a filter makes of it."""
+
+from datetime import datetime
+
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import BadInput
+from pipeline.stores.metadata import metadata_of, read_metadata, typed, write_metadata
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["1", "-20", None], pa.int64()),
+        ([1, 2.0], pa.int64()),
+        (["1", "2.5"], pa.float64()),
+        (["1", "1e3"], pa.float64()),
+        (["007", "8"], pa.string()),  # a name that looks like a number loses nothing
+        (["1_000", "2"], pa.string()),
+        (["nan", "1"], pa.string()),
+        (["true", "False"], pa.bool_()),
+        ([True, False], pa.bool_()),
+        (["2020-01-31", "2021-06-01T12:30:00"], pa.timestamp("us")),
+        (["2020", "left"], pa.string()),
+        ([["a"], ["b"]], pa.string()),
+        ([str(2**70), "1"], pa.float64()),
+    ],
+)
+def test_the_type_of_a_column(values, kind):
+    table = typed({f"v{i}": {} if value is None else {"x": value} for i, value in enumerate(values)})
+    assert table.schema.field("x").type == kind
+    assert table["x"].null_count == sum(value is None for value in values)
+
+
+def test_times_with_a_zone_are_compared_in_utc():
+    table = typed({"a": {"t": "2020-01-01T12:00:00+02:00"}})
+    assert table["t"].to_pylist() == [datetime(2020, 1, 1, 10)]
+
+
+def test_rows_of_a_video_agree_or_are_refused():
+    rows = [("f line 2", "a", {"path": "a", "year": "2020", "x": ""}), ("f line 3", "a", {"path": "a", "Year": "1"})]
+    assert metadata_of(rows, ("path",)) == {"a": {"year": "2020", "Year": "1"}}
+    with pytest.raises(BadInput, match="line 3: column 'year' of video 'a' differs"):
+        metadata_of([rows[0], ("f line 3", "a", {"year": "2021"})], ())
+    with pytest.raises(BadInput, match="'__row' cannot be metadata"):
+        metadata_of([("f line 2", "a", {"__row": "1"})], ())
+
+
+def test_what_is_written_again_replaces_and_the_rest_stays(tmp_path):
+    assert read_metadata(tmp_path) is None
+    write_metadata(tmp_path, {})
+    assert read_metadata(tmp_path) is None
+    write_metadata(tmp_path, {"a": {"year": "2020", "camera": "left"}, "b": {"year": "2021"}})
+    write_metadata(tmp_path, {"a": {"year": "2019"}, "c": {"camera": "right"}})
+    table = read_metadata(tmp_path)
+    assert table.sort_by("video_id").to_pylist() == [
+        {"video_id": "a", "camera": "left", "year": 2019},
+        {"video_id": "b", "camera": None, "year": 2021},
+        {"video_id": "c", "camera": "right", "year": None},
+    ]
