@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dits_head.aligners import TrainingBatch
+from dits_head.aligners import Aligner, TrainingBatch
 from dits_head.config import HeadConfig
 from dits_head.losses import contrastive_loss
 from dits_head.numerics import normalise, tiles
-from dits_head.pooling import MeanPool, Pooled, Videos, XPool
+from dits_head.pooling import MeanPool, PairVectors, Pooled, Videos, XPool
 from dits_head.registry import aligner_class
 
 MAX_LOG_SCALE = math.log(100)  # CLIP's clamp on logit_scale
@@ -152,6 +152,18 @@ class RetrievalHead(nn.Module):
         T, K = videos.basis.shape[:2]
         compared, query = (x.repeat_interleave(K, dim=0)[:, None] for x in self._split(texts))  # (T * K, 1, D)
         return self._scorer(compared, query)(videos.flatten()).view(T, K)
+
+    @torch.no_grad()
+    def score_each(self, texts: Tensor, frame_embeds: Tensor, frame_mask: Tensor) -> Tensor:
+        """Score of prepared text i with its own video i, (N, D) or (N, 2, D), (N, F, D), (N, F) -> (N,) float32.
+
+        Agrees with `score_prepared` to float32 rounding, and costs a tenth of preparing videos that are met only once.
+        """
+        compared, query = self._split(texts)
+        if self.config.needs_video or type(self.aligner).prepare is not Aligner.prepare:  # its score needs the frames
+            return self.score_pairs(texts, self.prepare_videos(frame_embeds, frame_mask)[:, None])[:, 0]
+        pooled = PairVectors(self.pooling.pool_each(query, frame_embeds, frame_mask)[:, None])
+        return self.aligner.cosines(compared[:, None], pooled, None)[:, 0]
 
     @torch.no_grad()
     def pair_vectors(self, text_embeds: Tensor, frame_embeds: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:

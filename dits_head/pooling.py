@@ -110,6 +110,8 @@ class PairVectors:
 
     @no_autocast
     def cosines(self, unit_texts: Tensor) -> Tensor:
+        if unit_texts.ndim == 3:  # each video's own texts
+            return (normalise(self.pooled) * unit_texts).sum(-1)
         return torch.einsum("vtd,td->vt", normalise(self.pooled), unit_texts)
 
 
@@ -200,6 +202,18 @@ class XPool(nn.Module):
         frames = self._standardised(frame_embeds, frame_mask)
         return self._attention(frames, frame_mask, self.queries(text)[:, None])[..., 0]
 
+    @no_autocast
+    def pool_each(self, text: Tensor, frame_embeds: Tensor, frame_mask: Tensor) -> Tensor:
+        """Video i pooled for text i, layer by layer: (N, D), (N, F, D), (N, F) -> (N, D), at inference.
+
+        The weights sum to 1 and the projections are affine, so the frames are averaged before they are projected: three
+        products with N rows, where `prepare` makes three with N * (F + 1).
+        """
+        frames = self._standardised(frame_embeds, frame_mask)
+        weights = self._attention(frames, frame_mask, self.queries(text)[:, None])  # (N, F, 1)
+        hidden = self.norm2(self._attended((weights.mT @ frames)[:, 0]))
+        return self.norm3(hidden + self.linear(hidden))
+
     def _standardised(self, frame_embeds: Tensor, frame_mask: Tensor) -> Tensor:
         """LN1 without its gain and shift: (V, F, D)."""
         frames = clean(frame_embeds, frame_mask)
@@ -247,6 +261,10 @@ class MeanPool(nn.Module):
         basis = frames.sum(1, keepdim=True) / frame_mask.sum(1)[:, None, None]  # (V, 1, D)
         unused = basis.new_empty(len(basis), 0)
         return Videos(unused, frame_mask, unused, unused, basis, _gram(basis), unused)
+
+    def pool_each(self, text: Tensor, frame_embeds: Tensor, frame_mask: Tensor) -> Tensor:
+        """Video i pooled, whatever text i is: (N, D), (N, F, D), (N, F) -> (N, D)."""
+        return self.prepare(frame_embeds, frame_mask).basis[:, 0]
 
     def pool_prepared(self, queries: Tensor, videos: Videos) -> Combination:
         return Combination(videos.basis.new_ones(len(videos), 1, queries.shape[-2]), videos)

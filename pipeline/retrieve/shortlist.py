@@ -22,7 +22,7 @@ from dits_head.head import RetrievalHead
 from pipeline.stores.features import VideoFeatures
 
 Compare = Callable[[NDArray[np.float32], VideoFeatures], tuple[NDArray[np.float32], NDArray[np.int64]]]
-_PAIRS_AT_ONCE = 4096  # candidates gathered at a time: 50 to 60 KB each for 12 x 512
+_PAIRS_AT_ONCE = 2048  # candidates scored at a time: 60 KB each for 12 x 512
 
 
 class Queries(Protocol):
@@ -55,16 +55,13 @@ class TextQueries:
 
     def scores(self, videos: VideoFeatures, candidates: NDArray[np.int64]) -> NDArray[np.float32]:
         query, text = np.nonzero(self.weights)
-        prepared = self.head.prepare_videos(
-            _tensor(videos.frame_embeds, self._device), _tensor(videos.frame_mask, self._device)
-        )
-        scores = np.zeros(candidates.shape, np.float32)
-        step = max(1, _PAIRS_AT_ONCE // candidates.shape[1])
-        for start in range(0, len(query), step):
-            q, t = query[start : start + step], text[start : start + step]
-            index = torch.from_numpy(np.maximum(candidates[q], 0)).to(self._device)
-            own = self.head.score_pairs(self._texts[torch.from_numpy(t)], prepared[index]).cpu().numpy()
-            np.add.at(scores, q, self.weights[q, t, None] * own)
+        scores, K = np.zeros(candidates.shape, np.float32), candidates.shape[1]
+        for start in range(0, len(query), max(1, _PAIRS_AT_ONCE // K)):
+            q, t = (x[start : start + max(1, _PAIRS_AT_ONCE // K)] for x in (query, text))
+            rows = np.maximum(candidates[q], 0).ravel()
+            frames, mask = (_tensor(x[rows], self._device) for x in (videos.frame_embeds, videos.frame_mask))
+            own = self.head.score_each(self._texts[torch.from_numpy(t.repeat(K))], frames, mask)
+            np.add.at(scores, q, self.weights[q, t, None] * own.cpu().numpy().reshape(len(q), K))
         return np.where(candidates >= 0, scores, -np.inf)
 
     def moments(self, videos: VideoFeatures, query: NDArray[np.int64]) -> NDArray[np.int64]:
