@@ -3,10 +3,10 @@
     python benchmarks/serve_load.py                                 100,000 clips of 512-d; Flat and HNSW32
     python benchmarks/serve_load.py --clips 5000 --seconds 5 --types Flat --clients 1 8
 
-A workspace of synthetic clips is made once in `--folder`: a ViT-B/32 with untrained weights embeds the sentences, a DITS
-head with untrained weights scores them, so that every query costs what it costs in use. The server is `cli.py serve` in
-its own process; clients are threads of this one, each with one connection, asking one sentence after the other. Another
-process appends clips to the index again and again meanwhile, as `reindex` does.
+A workspace of synthetic clips is made once in `--folder`: a ViT-B/32 with untrained weights embeds the sentences, a
+DITS head with untrained weights scores them, so that every query costs what it costs in use. The server is `cli.py
+serve` in its own process; clients are threads of this one, each with one connection, asking one sentence after the
+other. Another process appends clips to the index again and again meanwhile, as `reindex` does.
 
 "new" sentences are never asked twice; "kept" ones come from 200, whose vectors the server still has.
 """
@@ -28,17 +28,18 @@ from urllib.parse import quote
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.workspace import Workspace
 
+ROOT = Path(__file__).resolve().parents[1]
 DIM, FRAMES, KEPT = 512, 4, 200
 MODEL = "ViT-B-32"
-WORDS = (
-    "a the red blue green small large dog cat man woman child ring star square car street snow river house plays runs "
-    "jumps sleeps moves left right slowly quickly under over near with without two three old young happy"
-).split()
+WORDS = [
+    *("a", "the", "red", "blue", "green", "small", "large", "dog", "cat", "man", "woman", "child", "ring", "star"),
+    *("street", "snow", "river", "house", "plays", "runs", "jumps", "sleeps", "moves", "left", "right", "slowly"),
+    *("quickly", "under", "over", "near", "with", "without", "three", "old", "young", "happy", "square", "two"),
+]
 
 
 def make_workspace(folder: Path, clips: int, spare: int) -> None:
@@ -74,7 +75,9 @@ def make_workspace(folder: Path, clips: int, spare: int) -> None:
         paths = [f"/videos/{name.partition('#')[0]}" for name in ids]
         pts = np.array([[n % 100 * 10] for n in range(first, first + count)]) + times
         mask = np.ones((count, FRAMES), bool)
-        store.write_videos(VideoFeatures(ids, paths, ["test"] * count, frames.astype(np.float16), mask, pts), inputs=ids)
+        store.write_videos(
+            VideoFeatures(ids, paths, ["test"] * count, frames.astype(np.float16), mask, pts), inputs=ids
+        )
     torch.manual_seed(0)
     config = HeadConfig(head="dits", dim=DIM, index_vectors=1)
     record = {"head": config.to_dict(), "encoder": store.settings, "selected_on": None}
@@ -113,7 +116,12 @@ def append(folder: Path, factory: str, clips: int, step: int) -> None:
     videos = chosen.store.videos(mmap=True)
     row = {video_id: i for i, video_id in enumerate(videos.video_ids)}
     ended = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+
+    def wait_for_end() -> None:
+        sys.stdin.read()
+        ended.set()
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
     into = generations(workspace, factory)
     with into.open() as live:
         held = len(live.rows())

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 MAX_TOP = 200
 _COOKIE_SECONDS = 30 * 24 * 3600
 _PICTURES_WAITING = 8  # uploads decoded or waiting for it: each may take 200 MB while it is decoded
+_PATH = re.compile(r"\bpath\b", re.IGNORECASE)
 _FRAGMENT = re.compile(r"#t=(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)$")
 _UPLOAD = {  # FastAPI would read the form itself, and turn a body that is too large into a malformed one
     "requestBody": {
@@ -184,6 +185,14 @@ def create_app(backend: Backend, settings: ServeSettings) -> Any:
     return metrics.middleware(Gate(app, settings))
 
 
+def condition(where: str | None) -> str | None:
+    """A filter as the index takes it. The index knows the column `path`, by which clients could guess at the server's
+    folders, so that word is refused wherever it stands."""
+    if where is not None and _PATH.search(where):
+        raise BadInput("the word path cannot stand in a condition here", fix="filter by video_id, or by other columns")
+    return where if where and where.strip() else None
+
+
 def hit_answer(hit: Any) -> HitAnswer:
     """A hit as clients see it: links in place of the path."""
     key = quote(hit.video_id, safe="")
@@ -206,7 +215,7 @@ def _add_api(app: FastAPI, state: _State) -> None:
         """Find videos by a sentence."""
         if not q.strip():
             raise BadInput("an empty query", fix="describe what the video shows")
-        return state.answer(await state.queries.sentence(Sentence(q, top, where)), q)
+        return state.answer(await state.queries.sentence(Sentence(q, top, condition(where))), q)
 
     @app.post("/api/search/image", responses=_ERRORS, openapi_extra=_UPLOAD, tags=["search"])
     async def search_image(request: Request, top: Top = 24, where: Where = None) -> SearchAnswer:
@@ -214,13 +223,15 @@ def _add_api(app: FastAPI, state: _State) -> None:
         data = await _uploaded(request, "image", state.settings.max_upload_bytes)
         size, pixels = state.backend.frame_size, state.settings.max_upload_pixels
         image = await state.pictures.once(object(), lambda: read_image(data, size, pixels))
-        return state.answer(await state.queries.run(lambda: state.backend.search_image(image, top, where)))
+        kept = condition(where)
+        return state.answer(await state.queries.run(lambda: state.backend.search_image(image, top, kept)))
 
     @app.get("/api/similar", responses=_ERRORS | _NOT_FOUND, tags=["search"])
     async def similar(id: VideoId, top: Top = 24, where: Where = None) -> SearchAnswer:
         """Find videos like one of the index."""
         state.source(id)
-        return state.answer(await state.queries.run(lambda: state.backend.similar(id, top, where)))
+        kept = condition(where)
+        return state.answer(await state.queries.run(lambda: state.backend.similar(id, top, kept)))
 
     @app.get("/api/clips/{video_id:path}", responses=_NOT_FOUND, tags=["clips"])
     async def clip(video_id: str) -> ClipAnswer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pipeline.stores.metadata import read_metadata
 from pipeline.stores.shards import read_shard
 from pipeline.workspace import Workspace
 
+_CLIP = re.compile(r"#t=[0-9.,]*$")
 MAX_CAPTIONS = 20  # of one video that are shown
 
 
@@ -54,13 +56,13 @@ class LiveBackend(Backend):
         return self._retriever.embed_texts(texts)
 
     def search_vectors(self, vectors: np.ndarray, top: int, where: str | None) -> list[list[Any]]:
-        return self._retriever.search_embeds(vectors, top=top, **_filter(where))
+        return self._retriever.search_embeds(vectors, top=top, where=where)
 
     def search_image(self, image: np.ndarray, top: int, where: str | None) -> list[Any]:
-        return self._retriever.search_image(image, top=top, **_filter(where))
+        return self._retriever.search_image(image, top=top, where=where)
 
     def similar(self, video_id: str, top: int, where: str | None) -> list[Any]:
-        return self._retriever.similar(video_id, top=top, **_filter(where))
+        return self._retriever.similar(video_id, top=top, where=where)
 
     def location(self, video_id: str) -> str | None:
         return self._retriever.location(video_id)
@@ -74,8 +76,11 @@ class LiveBackend(Backend):
         table = self._read_notes()[1]
         if table is None:
             return {}
-        own = table.filter(pc.equal(table["video_id"], video_id)).slice(0, 1).drop_columns(["video_id"]).to_pylist()
-        return own[0] if own else {}
+        for known in (video_id, _CLIP.sub("", video_id)):  # its own, else its file's
+            own = table.filter(pc.equal(table["video_id"], known)).slice(0, 1).drop_columns(["video_id"]).to_pylist()
+            if own:
+                return dict(own[0])
+        return {}
 
     def columns(self) -> dict[str, str]:
         table = self._read_notes()[1]
@@ -108,7 +113,3 @@ def _captions(store: FeatureStore) -> pa.Table:
     parts = [pa.table(dict(read_shard(path, names))) for path in store.shard_paths("texts")]
     schema = pa.schema([(name, pa.string()) for name in names])
     return pa.concat_tables(part.cast(schema) for part in parts) if parts else schema.empty_table()
-
-
-def _filter(where: str | None) -> dict[str, str]:
-    return {} if where is None else {"where": where}

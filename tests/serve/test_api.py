@@ -21,7 +21,7 @@ def get(client, url, status=200):
 
 def frames_of(data: bytes) -> list[int]:
     """The numbers that the frames of a film carry."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         return [read_number(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
 
 

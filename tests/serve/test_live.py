@@ -15,6 +15,7 @@ from pipeline.retrieve.index import IndexSpec
 from pipeline.serve.app import create_app
 from pipeline.serve.live import LiveBackend
 from pipeline.serve.settings import ServeSettings
+from pipeline.stores.metadata import write_metadata
 from pipeline.workspace import Workspace
 
 
@@ -26,6 +27,10 @@ def build(root):
 
 @pytest.fixture(scope="module")
 def workspace(extracted):
+    store = resolve_store(Workspace(extracted), "shapes").store
+    ids = store.videos().video_ids
+    cameras = ("right", "left")
+    write_metadata(store.path, {v: {"year": 2018 + i % 4, "camera": cameras[i % 2]} for i, v in enumerate(ids)})
     build(extracted)
     return extracted
 
@@ -47,6 +52,31 @@ def test_answers_are_the_retrievers(client, workspace):
         assert [hit["video_id"] for hit in answer["hits"]] == [hit.video_id for hit in expected]
         assert [hit["score"] for hit in answer["hits"]] == pytest.approx([hit.score for hit in expected], abs=1e-5)
         assert [hit["moment"] for hit in answer["hits"]] == [hit.moment for hit in expected]
+
+
+def test_filters(client, workspace):
+    columns = {column["name"]: column["type"] for column in client.get("/api/info").json()["columns"]}
+    assert columns == {"year": "int64", "camera": "string"}
+    where = "year >= 2020 AND camera = 'left'"
+    with Retriever.open(workspace) as retriever:
+        expected = [hit.video_id for hit in retriever.search(["a ring"], 50, where)[0]]
+    answer = client.get("/api/search", params={"q": "a ring", "top": 50, "where": where}).json()
+    assert [hit["video_id"] for hit in answer["hits"]] == expected
+    assert 0 < len(expected) < 24
+    for hit in answer["hits"]:
+        assert client.get(hit["clip"]).json()["metadata"] == {"year": 2021, "camera": "left"}
+
+
+@pytest.mark.parametrize("where", [
+    "1=1; DROP TABLE clips", "1=1); COPY clips TO '/tmp/x'; --", "year = (SELECT 1)", "read_text('/etc/passwd') <> ''",
+    "EXISTS (SELECT * FROM read_csv('/etc/passwd'))", "getenv('HOME') <> ''", "path LIKE '/%'", "clips.path LIKE '/%'",
+    '"PATH" <> \'\'', "TRUE UNION SELECT 1", "pg_read_file('x')", "current_setting('threads') = 1", "year = ", "'",
+    "--",
+])  # fmt: skip
+def test_conditions_that_are_more_than_that_are_refused(client, where):
+    answer = client.get("/api/search", params={"q": "a ring", "where": where})
+    assert answer.status_code == 400, answer.text
+    assert "/tmp" not in answer.json()["error"] or "/tmp" in where
 
 
 def test_similar_and_picture(client, workspace):
