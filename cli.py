@@ -19,6 +19,7 @@ import typer
 from pipeline.commands.compare import compare
 from pipeline.commands.demo import demo
 from pipeline.commands.doctor import doctor
+from pipeline.commands.duplicates import duplicates
 from pipeline.commands.evaluate import evaluate
 from pipeline.commands.export_clip import export_clip
 from pipeline.commands.extract import extract
@@ -63,6 +64,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "search": search,
     "serve": serve,
+    "duplicates": duplicates,
     "reindex": reindex,
     "compare": compare,
     "reproduce": reproduce,

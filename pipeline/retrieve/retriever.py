@@ -207,7 +207,7 @@ class Retriever:
             raise MissingData(f"{path} is neither an indexed video nor a file", fix="give an id that a search printed")
         settings = decode_settings_of(self._chosen.store, self.encoder.frame_size)
         try:
-            clip, _ = decode(Job(0, str(path)), settings)
+            clip = decode(Job(0, str(path)), settings)[0]
         except DecodeFailure as failure:
             raise BadInput(f"{path} cannot be decoded ({failure.kind}: {failure.message})") from None
         return self.encoder.embed_frames(clip.frames).numpy()
