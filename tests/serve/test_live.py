@@ -2,7 +2,14 @@
 
 import asyncio
 import io
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import httpx
 import pytest
 from command_line import refused, run
 from PIL import Image
@@ -17,6 +24,8 @@ from pipeline.serve.live import LiveBackend
 from pipeline.serve.settings import ServeSettings
 from pipeline.stores.metadata import write_metadata
 from pipeline.workspace import Workspace
+
+ROOT = Path(__file__).parents[2]
 
 
 def build(root):
@@ -124,10 +133,45 @@ def test_what_the_command_refuses(workspace, tmp_path):
     assert "weak" in refused("serve", "--token", "short", *place)
     assert "no index" in refused("serve", "--workspace", tmp_path / "empty", "--port", "59999")
     assert "memory" in refused("serve", "--media-cache", "much", *place)
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert "cannot listen" in refused("serve", "--port", taken.getsockname()[1], *place)
     assert "DITS_TOKEN" in run("serve", "--help").output
+
+
+@pytest.mark.slow
+@pytest.mark.slow_sample
+def test_the_command_serves_the_page_to_a_browser(workspace, tmp_path):
+    """`cli.py serve` in its own process, asked by Chromium; it ends cleanly."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "cli.py", "serve", "--workspace", str(workspace), "--port", str(port)]
+    with open(tmp_path / "log", "w") as log, subprocess.Popen(command, stderr=log, cwd=ROOT) as server:
+        try:
+            while not answers(port):
+                assert server.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.1)
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+                page = browser.new_page()
+                page.goto(f"http://127.0.0.1:{port}/?q=a+red+ring")
+                page.locator(".shot").first.click()
+                page.wait_for_function("() => document.querySelector('.stage video')?.currentTime > 0")
+                browser.close()
+        finally:
+            server.terminate()
+    assert server.returncode in (0, -15)
+
+
+def answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+    except httpx.TransportError:
+        return False
