@@ -46,7 +46,8 @@ def head():
 
 
 def index_type(videos: int) -> str:
-    """An index whose search does not grow with the corpus as Flat's does, and that is built in minutes."""
+    """An index whose search does not grow with the corpus as Flat's does, and that is built in minutes; its lists stay on
+    disk, mapped."""
     return f"IVF{min(1024, max(8, videos // 100))},Flat"
 
 
@@ -63,7 +64,7 @@ def make(folder: Path, videos: int) -> None:
         store.write_videos(videos_of_shard, inputs=names)
         vectors.append(frames.mean(1).astype(np.float16))
         ids += names
-    spec = IndexSpec(index_type(videos), {"nprobe": 8})
+    spec = IndexSpec(index_type(videos), {"nprobe": 8}, on_disk=True)
     build_index(
         GenerationStore(folder / "index"), ids, ids, np.concatenate(vectors), spec=spec,
         provenance=Provenance(head_fingerprint(head()), SETTINGS), policy=Policy(min_recall=0.0, sample=10),

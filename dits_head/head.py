@@ -161,7 +161,8 @@ class RetrievalHead(nn.Module):
         """
         compared, query = self._split(texts)
         if self.config.needs_video or type(self.aligner).prepare is not Aligner.prepare:  # its score needs the frames
-            return self.score_pairs(texts, self.prepare_videos(frame_embeds, frame_mask)[:, None])[:, 0]
+            own = torch.arange(len(texts), device=texts.device)[:, None]
+            return self.score_pairs(texts, self.prepare_videos(frame_embeds, frame_mask)[own])[:, 0]
         pooled = PairVectors(self.pooling.pool_each(query, frame_embeds, frame_mask)[:, None])
         return self.aligner.cosines(compared[:, None], pooled, None)[:, 0]
 

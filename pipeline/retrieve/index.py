@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +99,16 @@ class VectorIndex:
         return int(self.index.d)
 
     def search(
-        self, queries: NDArray[Any], k: int, *, only: NDArray[np.bool_] | None = None
+        self, queries: NDArray[Any], k: int, *, only: NDArray[np.bool_] | None = None, effort: float = 1.0
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Find the k nearest videos of each query. A video with several vectors counts once, by its best.
 
         Args:
             queries: (Q, D), any length.
             k: videos a query.
-            only: (V,) restricts the search to some videos.
+            only: (V,) restricts the search to some videos. Graphs and lists are then walked as without it, and what is
+                met outside is dropped.
+            effort: multiplies efSearch and nprobe of a restricted search.
 
         Returns:
             Cosines (Q, k) float32, descending, and videos (Q, k) int64; -inf and -1 where fewer than k are found.
@@ -119,7 +122,7 @@ class VectorIndex:
         else:
             wanted = self._alive if only is None else self._alive & only[np.maximum(self.owners, 0)]
             selector = swig.IDSelectorBitmap(np.packbits(wanted, bitorder="little"))
-            scores, rows = self.index.search(queries, fetch, params=_masked(self.index, selector))
+            scores, rows = self.index.search(queries, fetch, params=_masked(self.index, selector, effort))
         videos = np.where(rows >= 0, self.owners[np.maximum(rows, 0)], -1)
         return best_per_video(scores, videos, k)
 
@@ -266,18 +269,18 @@ def _fill_on_disk(trained: Any, vectors: NDArray[Any], spec: IndexSpec, folder: 
     return trained
 
 
-def _masked(index: Any, selector: Any) -> Any:
+def _masked(index: Any, selector: Any, effort: float = 1.0) -> Any:
     """Search parameters that leave vectors out, and keep what was set on the index; nested as the index is."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
-        return swig.SearchParametersPreTransform(index_params=_masked(index.index, selector))
+        return swig.SearchParametersPreTransform(index_params=_masked(index.index, selector, effort))
     if isinstance(index, faiss.IndexRefine):
-        inner = _masked(index.base_index, selector)
+        inner = _masked(index.base_index, selector, effort)
         return swig.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=inner)
     if isinstance(index, faiss.IndexIVF):
-        return swig.SearchParametersIVF(sel=selector, nprobe=index.nprobe)
+        return swig.SearchParametersIVF(sel=selector, nprobe=min(index.nlist, ceil(index.nprobe * effort)))
     if isinstance(index, faiss.IndexHNSW):
-        return swig.SearchParametersHNSW(sel=selector, efSearch=index.hnsw.efSearch)
+        return swig.SearchParametersHNSW(sel=selector, efSearch=ceil(index.hnsw.efSearch * effort))
     return swig.SearchParameters(sel=selector)
 
 

@@ -60,7 +60,11 @@ class Retriever:
             MissingData: there is no such index, or what it was made from is gone.
             FingerprintMismatch: head or features are others than those that made the index.
         """
-        place = workspace if isinstance(workspace, Workspace) else Workspace.locate(workspace and Path(workspace))
+        place = (
+            workspace
+            if isinstance(workspace, Workspace)
+            else Workspace.locate(None if workspace is None else Path(workspace))
+        )
         corpus = index or latest_corpus(place)
         store = generations(place, corpus)
         if store.current() is None:

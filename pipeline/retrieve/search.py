@@ -30,7 +30,8 @@ from pipeline.stores.indexed_videos import IndexedVideos
 from pipeline.stores.lookup import VideoLookup
 
 SHORTLIST = 50
-EXACT_BELOW = 0.05  # share of the videos that a filter leaves, up to which they are compared one by one (docs/results)
+# What a filter leaves is compared one by one up to so many vectors, and up to such a share (docs/results/search.md).
+EXACT_VECTORS, EXACT_SHARE = 50_000, 0.05
 _DEEPEST = 5000  # candidates scored, at most, where hits of one file are merged or limited
 _PAIRS_AT_ONCE = 4096  # candidates gathered at a time: 50 to 60 KB each for 12 x 512
 
@@ -188,11 +189,8 @@ class Searcher:
         """The `depth` best videos of each vector (Q, M, D): (Q, M * depth), each once a query, -1 for repeats."""
         Q, M, D = vectors.shape
         flat = vectors.reshape(Q * M, D)
-        if only is not None and only.mean() <= EXACT_BELOW:
-            owners = np.where(only[np.maximum(state.index.owners, 0)], state.index.owners, -1)
-            found = exact_search(state.generation.vectors(), owners, flat, depth)[1].reshape(Q, -1)
-        else:
-            found = state.index.search(flat, depth, only=only)[1].reshape(Q, -1)
+        found = state.index.search(flat, depth)[1] if only is None else _filtered(state, flat, depth, only)
+        found = found.reshape(Q, -1)
         if M > 1:
             found = np.sort(found, axis=1)
             found[:, 1:][found[:, 1:] == found[:, :-1]] = -1
@@ -232,6 +230,27 @@ class Searcher:
             raise
 
 
+def _filtered(state: _Open, vectors: NDArray[np.float32], depth: int, only: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The `depth` best of the videos that a filter leaves for each vector (Q, D): (Q, depth).
+
+    They are compared one by one where they are few. Where they are many, the index is searched the deeper the fewer
+    they are, and a vector that it finds too few for (the filter leaves what lies far from it) is compared after all.
+    """
+
+    def one_by_one(some: NDArray[np.float32]) -> NDArray[np.int64]:
+        owners = np.where(only[np.maximum(state.index.owners, 0)], state.index.owners, -1)
+        return exact_search(state.generation.vectors(), owners, some, depth)[1]
+
+    share = float(only.mean())
+    if share <= EXACT_SHARE or share * len(state.index.owners) <= EXACT_VECTORS:
+        return one_by_one(vectors)
+    found = state.index.search(vectors, depth, only=only, effort=1 / share)[1]
+    starved = np.flatnonzero((found < 0).any(axis=1))
+    if len(starved):
+        found[starved] = one_by_one(vectors[starved])
+    return found
+
+
 def _with_moments(found: list[list[Hit]], queries: Queries, features: VideoFeatures) -> list[list[Hit]]:
     """The same hits, each with the time of the frame that its query attends to most."""
     row = {video_id: i for i, video_id in enumerate(features.video_ids)}
@@ -246,19 +265,6 @@ def _with_moments(found: list[list[Hit]], queries: Queries, features: VideoFeatu
 def open_index(generation: Generation, owners: NDArray[np.int64]) -> VectorIndex:
     """The FAISS index of a generation."""
     return read(generation.path, owners, IndexSpec.from_dict(generation.info["spec"]), known=generation.info)
-
-
-def gallery(store: FeatureStore, video_ids: list[str]) -> VideoFeatures:
-    """The cached frames of these videos, in this order. MissingData names the first that the store does not hold."""
-    features = store.videos(mmap=True)
-    row = {video_id: i for i, video_id in enumerate(features.video_ids)}
-    absent = [v for v in video_ids if v not in row]
-    if absent:
-        what = f"{store.path} lacks features of {len(absent)} indexed videos"
-        raise MissingData(what, got=f"no {absent[0]!r}", fix="extract them, or index again")
-    if video_ids == features.video_ids:
-        return features
-    return features.select(np.array([row[v] for v in video_ids], dtype=np.int64))
 
 
 def require_same_encoder(generation: Generation, store: FeatureStore) -> None:

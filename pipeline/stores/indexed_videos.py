@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -57,10 +56,3 @@ def write_indexed_videos(table: pa.Table, folder: Path) -> None:
     """Write ids.arrow of a table with number, video_id and path."""
     with pa.ipc.new_file(str(folder / NAME), _SCHEMA) as writer:
         writer.write_table(table.cast(_SCHEMA).combine_chunks(), max_chunksize=max(1, table.num_rows))
-
-
-def rows_in(videos: IndexedVideos, video_ids: Iterable[str]) -> np.ndarray:
-    """(n,) int64: the row of each id, -1 where the generation does not hold it."""
-    wanted = pa.array(list(video_ids), pa.large_string())
-    found = pc.index_in(wanted, value_set=videos.table["video_id"]).fill_null(-1)
-    return found.to_numpy(zero_copy_only=False).astype(np.int64)

@@ -1,7 +1,9 @@
 """SQL conditions over metadata: the videos that meet them, and what a hostile one is told."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from retrieval_case import make_head, make_store
 
 from pipeline.errors import BadInput
@@ -10,7 +12,7 @@ from pipeline.retrieve.filters import VideoFilter
 from pipeline.retrieve.index import IndexSpec
 from pipeline.retrieve.scorer import head_fingerprint
 from pipeline.retrieve.search import Searcher
-from pipeline.retrieve.updates import Provenance, build_index
+from pipeline.retrieve.updates import Policy, Provenance, build_index
 from pipeline.stores.generations import GenerationStore
 from pipeline.stores.indexed_videos import IndexedVideos
 from pipeline.stores.metadata import write_metadata
@@ -99,11 +101,13 @@ def test_metadata_is_not_needed(tmp_path):
     assert videos.mask("video_id = 'a'").tolist() == [True]
 
 
-@pytest.mark.parametrize("exact_below", [0.0, 1.0])
+@pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF4,Flat"])
-def test_filtered_search_equals_ranking_what_is_left(tmp_path, monkeypatch, factory, exact_below):
+def test_filtered_search_equals_ranking_what_is_left(tmp_path, monkeypatch, factory, exact):
     """With every vector searched, filtering inside the index and comparing one by one find the same."""
-    monkeypatch.setattr(search_module, "EXACT_BELOW", exact_below)
+    if not exact:
+        monkeypatch.setattr(search_module, "EXACT_VECTORS", 0)
+        monkeypatch.setattr(search_module, "EXACT_SHARE", 0.0)
     store, head = make_store(tmp_path / "features", videos=80), make_head("xpool", index_vectors=2)
     held = store.videos()
     vectors = head.pool_video(*(_torch(x) for x in (held.frame_embeds, held.frame_mask))).numpy()
@@ -125,8 +129,26 @@ def test_filtered_search_equals_ranking_what_is_left(tmp_path, monkeypatch, fact
     assert all(h.video_id != "v0001" for h in searcher.similar("v0001", where="odd", top=80))
 
 
-def _torch(array):
-    import numpy as np
-    import torch
+@pytest.mark.parametrize(("factory", "search"), [("HNSW8", {"efSearch": 8}), ("IVF16,Flat", {"nprobe": 1})])
+def test_a_filter_that_starves_the_index_loses_nothing(tmp_path, monkeypatch, factory, search):
+    """It leaves the videos that are least like the query: neither a graph nor lists come across them all."""
+    monkeypatch.setattr(search_module, "EXACT_VECTORS", 0)
+    monkeypatch.setattr(search_module, "EXACT_SHARE", 0.0)
+    store, head = make_store(tmp_path / "features", videos=400), make_head("mean-pool")
+    held = store.videos()
+    vectors = head.pool_video(*(_torch(x) for x in (held.frame_embeds, held.frame_mask))).numpy()
+    generations = GenerationStore(tmp_path / "index")
+    build_index(
+        generations, list(held.video_ids), list(held.paths), vectors, spec=IndexSpec(factory, search),
+        provenance=Provenance(head_fingerprint(head), store.settings), policy=Policy(min_recall=0.0),
+    )  # fmt: skip
+    text = store.texts().text_embeds[0]
+    cosines = vectors @ text / np.linalg.norm(text)
+    far = np.argsort(cosines)[:100]
+    write_metadata(store.path, {held.video_ids[i]: {"far": True} for i in far})
+    (hits,) = Searcher(generations, store.path, head).search(text, where="far", top=10, shortlist=100)
+    assert [hit.video_id for hit in hits] == [held.video_ids[i] for i in far[::-1][:10]]
 
+
+def _torch(array):
     return torch.from_numpy(np.array(array))

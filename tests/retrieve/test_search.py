@@ -17,10 +17,17 @@ from retrieval_case import SETTINGS, add_videos, make_head, make_store
 from pipeline.errors import BadInput, FingerprintMismatch, MissingData
 from pipeline.retrieve.index import IndexSpec
 from pipeline.retrieve.scorer import head_fingerprint
-from pipeline.retrieve.search import Searcher, gallery
+from pipeline.retrieve.search import Searcher
 from pipeline.retrieve.updates import Policy, Provenance, build_index, update_index
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.generations import GenerationStore
+
+
+def gallery(store, video_ids):
+    """The cached features of these videos, in this order."""
+    features = store.videos()
+    row = {video_id: i for i, video_id in enumerate(features.video_ids)}
+    return features.select(np.array([row[v] for v in video_ids], dtype=np.int64))
 
 
 class Corpus:
