@@ -44,7 +44,8 @@ def flat(vectors: np.ndarray, device: str) -> int:
     index = faiss.IndexFlatIP(DIM)
     index.add(normalised(vectors))
     limits, _, found = index.range_search(normalised(vectors), THRESHOLD - 1e-6)
-    return int((found > np.repeat(np.arange(len(vectors)), np.diff(limits.astype(np.int64)))).sum())
+    counts: np.ndarray = np.diff(limits.astype(np.int64))
+    return int((found > np.repeat(np.arange(len(vectors)), counts)).sum())
 
 
 def measured(name: str, count: int, device: str, answers: multiprocessing.Queue) -> None:
