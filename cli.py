@@ -35,6 +35,7 @@ from pipeline.commands.presets import presets
 from pipeline.commands.reindex import reindex
 from pipeline.commands.reproduce import reproduce
 from pipeline.commands.search import search
+from pipeline.commands.serve import serve
 from pipeline.commands.train_head import train_head
 
 app = typer.Typer(
@@ -68,6 +69,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "search": search,
     "clip-out": clip_out,
+    "serve": serve,
     "duplicates": duplicates,
     "reindex": reindex,
     "compare": compare,

@@ -27,6 +27,7 @@ from pipeline.resolve import ResolvedStore, resolve_store
 from pipeline.retrieve.corpus import generations, index_head
 from pipeline.retrieve.hits import Hit
 from pipeline.retrieve.search import Searcher
+from pipeline.stores.features import FeatureStore
 from pipeline.workspace import Workspace
 
 AGAINST = 0.5  # weight of the texts that a query is to be unlike
@@ -135,7 +136,16 @@ class Retriever:
         with self._lock:
             return self._searcher.refresh()
 
+    def search_embeds(self, text_embeds: np.ndarray, top: int = 10, **wanted: Any) -> list[list[Hit]]:
+        """The best hits of each of N sentences, given what `embed_texts` made of them, (N, D)."""
+        return self._searcher.search(text_embeds, top=top, **wanted)
+
     # -- what the index holds
+
+    @property
+    def store(self) -> FeatureStore:
+        """The feature store that the index was made from."""
+        return self._chosen.store
 
     @property
     def generation(self) -> str:

@@ -131,16 +131,20 @@ def _windows(
 
 
 def _source(path: str, limits: Limits, hwaccel: str | None) -> Any:
-    options = {
-        "protocol_whitelist": "file",
-        "format_whitelist": FORMATS,
-        "max_pixels": limits.max_pixels,
-        "threads": 1,
-        **({"hwaccel": hwaccel} if hwaccel else {}),
-    }
-    return ffmpeg.input(_INPUT + path.encode(errors="surrogateescape").hex(), **options)[
-        _stream_specifier(path, limits)
-    ]
+    options = {"hwaccel": hwaccel} if hwaccel else {}
+    return input_file(path, limits, **options)[_stream_specifier(path, limits)]
+
+
+def input_file(path: str, limits: Limits, **options: Any) -> Any:
+    """ffmpeg-python's node of an input that may open only itself; `options` are ffmpeg's for an input (`ss`, `t`)."""
+    return ffmpeg.input(
+        _INPUT + path.encode(errors="surrogateescape").hex(),
+        protocol_whitelist="file",
+        format_whitelist=FORMATS,
+        max_pixels=limits.max_pixels,
+        threads=1,
+        **options,
+    )
 
 
 def _stream_specifier(path: str, limits: Limits) -> str:
@@ -160,7 +164,7 @@ def _frame_times(source: Any, limits: Limits) -> list[float]:
     )
     times: list[float] = []
     base = Fraction(1)
-    with _running(listing, limits) as output:
+    with running(listing, limits) as output:
         for line in iter(lambda: output.readline(_LINE), b""):
             if line.startswith(b"#tb 0:"):
                 base = Fraction(line.split(b":")[1].strip().decode())
@@ -180,7 +184,7 @@ def _pictures(source: Any, places: Sequence[int], size: FrameSize, limits: Limit
         .filter("format", "rgb24")
         .output("pipe:1", format="image2pipe", vcodec="ppm", vframes=len(places), **_every_frame())
     )
-    with _running(pictures, limits) as output:
+    with running(pictures, limits) as output:
         while header := output.readline(_LINE):
             if header.strip() != b"P6":
                 raise DecodeFailure("decode", "Unstable", "ffmpeg's pictures could not be read")
@@ -205,7 +209,7 @@ def _every_frame() -> dict[str, str]:
 
 
 @contextmanager
-def _running(output: Any, limits: Limits) -> Iterator[IO[bytes]]:
+def running(output: Any, limits: Limits) -> Iterator[IO[bytes]]:
     """The program's standard output. Leaving the context ends the program; its errors become a DecodeFailure."""
     command = output.global_args("-nostdin", "-hide_banner", "-loglevel", "error").compile(cmd=executable())
     command = [_real_name(word) for word in command]

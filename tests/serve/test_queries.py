@@ -1,0 +1,103 @@
+"""Batching, kept vectors, refusal when too much waits; each against what one plain search gives."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from serve.double import Double
+
+from pipeline.errors import BadInput
+from pipeline.serve.queries import Overloaded, Queries, Query, VectorCache
+
+
+def run(double, work, **changes):
+    """Run `work(queries)` with queries that are started."""
+    options = {"window": 0.01, "max_batch": 8, "max_waiting": 100, "vectors": 16} | changes
+
+    async def whole():
+        queries = Queries(double, **options)
+        queries.start()
+        try:
+            return await work(queries)
+        finally:
+            await queries.stop()
+
+    return asyncio.run(whole())
+
+
+def test_batched_answers_are_those_of_single_searches(double):
+    asked = [Query(f"a {word} thing moves", top, where) for word in ("red", "blue", "grey", "red") for top in (1, 3)
+             for where in (None, "camera = 'left'")]  # fmt: skip
+    plain = Double(list(double.clips.values()))
+    expected = [plain.search_vectors(plain.embed([q.text]), q.top, q.where)[0] for q in asked]
+
+    async def work(queries):
+        return await asyncio.gather(*(queries.sentence(query) for query in asked))
+
+    assert run(double, work) == expected
+    assert max(double.searched) > 1
+    assert sum(double.searched) == len(asked)
+
+
+def test_each_sentence_is_embedded_once(double):
+    async def work(queries):
+        for _ in range(3):
+            await asyncio.gather(*(queries.sentence(Query(text, 2)) for text in ("a", "b", "a")))
+        return queries.vectors
+
+    vectors = run(double, work)
+    assert [text for batch in double.embedded for text in batch] == ["a", "b"]
+    assert (vectors.hits, vectors.misses) == (7, 2)
+
+
+def test_the_sentences_used_longest_ago_are_forgotten():
+    embedded = []
+
+    def embed(texts):
+        embedded.extend(texts)
+        return np.array([[float(ord(text))] for text in texts])
+
+    cache = VectorCache(embed, 2)
+    for texts, new in ((["a", "b"], ["a", "b"]), (["a"], []), (["c"], ["c"]), (["a"], []), (["b"], ["b"])):
+        embedded.clear()
+        assert cache.of(texts)[:, 0].tolist() == [ord(text) for text in texts]
+        assert embedded == new
+    assert cache.of(["x", "y", "z"])[:, 0].tolist() == [ord("x"), ord("y"), ord("z")]  # more than it keeps
+
+
+def test_a_bad_filter_fails_only_its_own_queries(double):
+    async def work(queries):
+        good, bad = Query("a red ring", 1), Query("a red ring", 1, "nonsense")
+        return await asyncio.gather(*(queries.sentence(q) for q in (good, bad, good)), return_exceptions=True)
+
+    first, error, last = run(double, work)
+    assert first == last
+    assert first[0].path.endswith("plays.mp4")
+    assert isinstance(error, BadInput)
+
+
+def test_too_many_waiting_queries_are_refused(double):
+    double.seconds = 0.05
+
+    async def work(queries):
+        asked = [queries.sentence(Query(str(i), 1)) for i in range(40)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    answers = run(double, work, max_waiting=10, max_batch=4)
+    refused = [answer for answer in answers if isinstance(answer, Overloaded)]
+    assert len(refused) == 30
+    assert all(isinstance(answer, list) for answer in answers[:10])
+
+
+def test_clients_that_leave_do_not_stop_the_others(double):
+    async def work(queries):
+        leaves = asyncio.create_task(queries.sentence(Query("a", 1)))
+        stays = asyncio.create_task(queries.sentence(Query("b", 1)))
+        await asyncio.sleep(0)
+        leaves.cancel()
+        assert len(await stays) == 1
+        with pytest.raises(asyncio.CancelledError):
+            await leaves
+        return await queries.run(lambda: 7)
+
+    assert run(double, work) == 7
