@@ -37,6 +37,14 @@ class Encoder:
         return self.frame_size.height, self.frame_size.width
 
     @property
+    def activation_shape(self) -> tuple[int, int]:
+        """(tokens, width) of what enters a block of the image tower. Raises Uncacheable."""
+        from dits_head.towers import image_tower
+
+        tower = image_tower(self.model)
+        return tower.tokens, tower.width
+
+    @property
     def dim(self) -> int:
         return int(self.settings["embed_dim"])
 
@@ -54,10 +62,10 @@ class Encoder:
         """Embed frames and return the inputs of the top `blocks` blocks too: (N, L, W) float16."""
         import torch
 
+        from dits_head.towers import image_tower
         from pipeline.clip.activations import entering
 
-        transformer = self.model.visual.transformer
-        with entering(transformer.resblocks, blocks, batch_first=transformer.batch_first) as captured:
+        with entering(image_tower(self.model), blocks) as captured:
             embeds = self.embed_frames(frames)
         return embeds, captured.parts[0].to(torch.float16).cpu().numpy()
 

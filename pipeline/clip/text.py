@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dits_head.towers import text_pool, text_tower
 from pipeline.clip.long_captions import average_windows, windows_of
 from pipeline.errors import BadInput
 
@@ -99,7 +100,7 @@ def _encode_tokens(
             encoded = encoder.model.encode_text(batch) if tower is None else encode_cut(tower, batch)
             embeds[rows] = encoded.float().cpu()
             if cache_blocks:
-                entered = captured.parts.pop().to(torch.float16).cpu().numpy()
+                entered = _pooled_last(encoder.model, captured.parts.pop(), batch).to(torch.float16).cpu().numpy()
                 activations |= {row: entered[n, : lengths[row]] for n, row in enumerate(rows.tolist())}
     return embeds, activations
 
@@ -122,8 +123,28 @@ def _entering_top(model: Any, cache_blocks: int) -> "AbstractContextManager[Capt
 
     if not cache_blocks:
         return nullcontext(Captured())
-    transformer = getattr(model, "text", model).transformer
-    return entering(transformer.resblocks, cache_blocks, batch_first=transformer.batch_first)
+    return entering(text_tower(model), cache_blocks)
+
+
+def _pooled_last(model: Any, entered: "torch.Tensor", tokens: "torch.Tensor") -> "torch.Tensor":
+    """Activations (N, L, W) with the token that the text is pooled at in the last place, where `TopBlocks` reads it.
+
+    A causal tower's are as they are: they are cut after that token. In a tower that looks both ways the activations,
+    which hold their positions, may change places: the pooled one with the last.
+    """
+    import torch
+
+    tower = getattr(model, "text", model)
+    pool = text_pool(tower)
+    if tower.attn_mask is not None or pool == "last":
+        return entered
+    at = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+    if pool != "first":
+        at = _lengths(tower, tokens) - 1
+    rows = torch.arange(len(tokens), device=tokens.device)
+    swapped = entered.clone()
+    swapped[rows, -1], swapped[rows, at] = entered[rows, at], entered[rows, -1]
+    return swapped
 
 
 def cuttable_tower(model: Any) -> Any | None:
@@ -132,7 +153,7 @@ def cuttable_tower(model: Any) -> Any | None:
     mask = getattr(tower, "attn_mask", None)
     if mask is None or getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
         return None
-    return tower if _pool_type(tower) in ("argmax", "eos") else None
+    return tower if text_pool(tower) in ("argmax", "eos") else None
 
 
 def encode_cut(tower: Any, tokens: "torch.Tensor") -> "torch.Tensor":
@@ -143,7 +164,7 @@ def encode_cut(tower: Any, tokens: "torch.Tensor") -> "torch.Tensor":
     length, dtype = tokens.shape[1], tower.transformer.get_cast_dtype()
     hidden = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
     hidden = tower.transformer(hidden, attn_mask=tower.attn_mask[:length, :length])
-    pooled = text_global_pool(tower.ln_final(hidden), tokens, _pool_type(tower), eos_token_id=_eos_id(tower))
+    pooled = text_global_pool(tower.ln_final(hidden), tokens, text_pool(tower), eos_token_id=_eos_id(tower))
     projection = tower.text_projection
     if projection is None:
         return pooled
@@ -152,12 +173,8 @@ def encode_cut(tower: Any, tokens: "torch.Tensor") -> "torch.Tensor":
 
 def _lengths(tower: Any, tokens: "torch.Tensor") -> "torch.Tensor":
     """Tokens up to and including the one that the embedding is read at."""
-    at = tokens.argmax(dim=-1) if _pool_type(tower) == "argmax" else tokens.eq(_eos_id(tower) or 0).int().argmax(dim=-1)
+    at = tokens.argmax(dim=-1) if text_pool(tower) == "argmax" else tokens.eq(_eos_id(tower) or 0).int().argmax(dim=-1)
     return at + 1
-
-
-def _pool_type(tower: Any) -> str | None:
-    return getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
 
 
 def _eos_id(tower: Any) -> int | None:

@@ -175,7 +175,7 @@ class _VideoShard:
         self._pts = np.full(shape, np.nan)
         self._activations: np.ndarray | None = None
         if settings.cache_blocks:
-            self._activations = np.zeros((*shape, *encoder.model.visual.positional_embedding.shape), np.float16)
+            self._activations = np.zeros((*shape, *encoder.activation_shape), np.float16)
         self._done: list[VideoEntry] = []
         self._failures: list[Failure] = []
         self._decoders: dict[str, str] = {}
