@@ -241,7 +241,9 @@ def _own_transformer(tower: Any, what: str) -> Any:
     blocks = getattr(transformer, "resblocks", None)
     if blocks is None:
         kind = type(transformer if transformer is not None else tower).__name__
-        raise Uncacheable(f"the {what} tower is a {kind}, no transformer of open_clip's or vision transformer of timm's")
+        raise Uncacheable(
+            f"the {what} tower is a {kind}, no transformer of open_clip's or vision transformer of timm's"
+        )
     missing = [part for part in _OPEN_CLIP_PARTS if not hasattr(blocks[0], part)]
     if missing:
         raise Uncacheable(f"the {what} tower's blocks are {type(blocks[0]).__name__} without {missing[0]}")
@@ -285,8 +287,8 @@ def _why_not(trunk: Any) -> str:
         return f"{reason}, convolutions to the last"
     count = len(stages[-1].blocks)
     return (
-        f"{reason}, with batch norm in them; of its stages only the last ({count} attention blocks, stages[{attending[0]}]) "
-        "could be, without the convolutions below"
+        f"{reason}, with batch norm in them; of its stages only the last ({count} attention blocks, "
+        f"stages[{attending[0]}]) could be, without the convolutions below"
     )
 
 

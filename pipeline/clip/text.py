@@ -3,19 +3,22 @@
 CLIP's text tower is causal and reads its output at the end-of-text token, so the tokens after it cannot matter: a
 batch may be cut to its longest sentence and give the same embeddings. Sentences are sorted by length, so that the cut
 is close for all of a batch, and each distinct sentence is encoded once. Towers that are not causal, or that pool
-elsewhere, are left uncut.
+elsewhere, are left uncut: SigLIP's reads its last position, and attends to the padding (no mask), so that cutting it
+would give another embedding (docs/results/encoders.md has the figures).
 """
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from dits_head.towers import text_pool, text_tower
-from pipeline.clip.long_captions import average_windows, windows_of
+from pipeline.clip.long_captions import average_windows, text_windows, windows_of
+from pipeline.clip.tokenizers import token_lengths
 from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from pipeline.clip.activations import Captured
@@ -47,23 +50,38 @@ def _embed_windows(encoder: TextEncoder, sentences: Sequence[str], batch_size: i
 
     require_windows(encoder)
     distinct = list(dict.fromkeys(sentences))
-    windows, offsets = windows_of(distinct, encoder.tokenizer, encoder.tokenizer.context_length)
     if not distinct:
         return torch.zeros(0, encoder.dim)
-    tokens = torch.from_numpy(windows)
+    tokens, offsets = _windows(encoder.tokenizer, distinct)
     embeds, _ = _encode_tokens(encoder, tokens, _mattering(encoder, tokens), batch_size)
     whole = torch.from_numpy(average_windows(embeds.numpy(), offsets))
     row_of = {sentence: row for row, sentence in enumerate(distinct)}
     return whole[[row_of[sentence] for sentence in sentences]]
 
 
-def require_windows(encoder: TextEncoder) -> None:
-    """Check that the encoder uses CLIP's tokenizer, which windows are made with. Raises BadInput."""
+def _windows(tokenizer: Any, texts: Sequence[str]) -> "tuple[torch.Tensor, np.ndarray]":
+    """N captions -> tokens of all their windows (sum W, context), offsets (N + 1,): caption i has rows o[i]:o[i+1]."""
+    import torch
     from open_clip.tokenizer import SimpleTokenizer
 
-    if not isinstance(encoder.tokenizer, SimpleTokenizer):
+    if isinstance(tokenizer, SimpleTokenizer):
+        windows, offsets = windows_of(texts, tokenizer, tokenizer.context_length)
+        return torch.from_numpy(windows), offsets
+
+    def lengths(pieces: Sequence[str]) -> Sequence[int]:
+        found = token_lengths(tokenizer, pieces)
+        assert found is not None  # require_windows asked before
+        return found
+
+    pieces = [text_windows(text, lengths, tokenizer.context_length) for text in texts]
+    return tokenizer([piece for of in pieces for piece in of]), np.cumsum([0, *map(len, pieces)])
+
+
+def require_windows(encoder: TextEncoder) -> None:
+    """Check that the encoder's tokenizer tells how long a text is, which windows are made by. Raises BadInput."""
+    if token_lengths(encoder.tokenizer, ["a"]) is None:
         raise BadInput(
-            f"{encoder.settings['model']} has a tokenizer of its own, and windows are made with CLIP's",
+            f"{encoder.settings['model']} has a tokenizer of its own that does not tell how many tokens a text has",
             fix="leave --long-captions at cut",
         )
 

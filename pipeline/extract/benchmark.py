@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.clip.encoder import Encoder
+from pipeline.clip.protocol import Embedder
 from pipeline.errors import BadInput
 from pipeline.extract.driver import extract
 from pipeline.extract.settings import ExtractSettings, encoder_for
@@ -55,7 +55,7 @@ class Rates:
 
 
 def benchmark(
-    manifest: Manifest, settings: ExtractSettings, *, clips: int = 64, encoder: Encoder | None = None
+    manifest: Manifest, settings: ExtractSettings, *, clips: int = 64, encoder: Embedder | None = None
 ) -> Rates:
     """Measure on up to `clips` clips, spread over the manifest. Raises BadInput when none of them decodes."""
     encoder = encoder or encoder_for(settings)
@@ -72,6 +72,7 @@ def benchmark(
         )
 
     frames = np.concatenate([result.frames for result in decoded])
+    settings = replace(settings, batch_size=settings.batch_size or ExtractSettings.batch_size)
     encoder.embed_frames(frames[: settings.batch_size])  # the first batch pays for warming up
     started = time.perf_counter()
     for first in range(0, len(frames), settings.batch_size):
@@ -86,7 +87,7 @@ def benchmark(
     return Rates(len(decoded), failed, len(frames), decode_seconds, encode_seconds, whole_seconds)
 
 
-def _decode(manifest: Manifest, settings: ExtractSettings, encoder: Encoder) -> list[Decoded]:
+def _decode(manifest: Manifest, settings: ExtractSettings, encoder: Embedder) -> list[Decoded]:
     jobs = [Job(index, manifest.resolve(entry), entry.start, entry.end) for index, entry in enumerate(manifest.entries)]
     with DecodePool(jobs, settings.decoding(encoder.frame_size), settings.worker_count) as pool:
         return [result for _, result in pool if isinstance(result, Decoded)]

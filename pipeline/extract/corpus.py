@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from pipeline.clip.tokenizers import folder_for
 from pipeline.errors import BadInput
 from pipeline.extract.driver import ExtractReport, extract
 from pipeline.extract.settings import ExtractSettings
@@ -30,6 +31,8 @@ def extract_manifest(workspace: Workspace, manifest: Manifest, settings: Extract
         model=settings.model,
         pretrained=settings.pretrained,
         precision=settings.precision,
+        tokenizer=folder_for(settings.model, settings.tokenizer, settings.pretrained),
+        preprocessing=settings.preprocessing,
         hwaccel=settings.hwaccel,
         limits=asdict(settings.limits),
     )

@@ -9,11 +9,12 @@ clip that fails is a row that says why; inputs = done + failed + skipped is chec
 """
 
 import errno
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 
 from pipeline.clip.activations import require_cacheable
 from pipeline.clip.encoder import Encoder
+from pipeline.clip.protocol import Embedder
 from pipeline.clip.text import encode_sentences, require_windows
 from pipeline.errors import BadInput, UserError
 from pipeline.extract.cache_size import cache_bytes, require_room
@@ -34,6 +36,8 @@ from pipeline.stores.shards import read_shard
 from pipeline.video.job import Job
 from pipeline.video.limits import DecodeFailure
 from pipeline.video.pool import Decoded, DecodePool
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def extract(
     store_path: Path,
     settings: ExtractSettings,
     *,
-    encoder: Encoder | None = None,
+    encoder: Embedder | None = None,
 ) -> ExtractReport:
     """Extract what the store lacks of `manifest`. Raises UserError; a bad video becomes a failure row.
 
@@ -80,16 +84,17 @@ def extract(
         raise BadInput(f"data set {manifest.name!r} holds no videos")
     started = time.perf_counter()
     encoder = encoder or encoder_for(settings)
-    if settings.long_captions == "windows":
+    if settings.long_captions == "windows" and isinstance(encoder, Encoder):
         require_windows(encoder)
     if settings.cache_blocks:
+        encoder = require_open_clip(encoder, settings.model)
         require_cacheable(encoder.model, settings.model, settings.cache_blocks)
         require_room(cache_bytes(encoder, manifest, settings.num_frames, settings.token_dtype), store_path, settings)
     fingerprint = {**encoder.settings, **settings.fingerprint_part()}
     store = FeatureStore.create(store_path, fingerprint, shard_format=settings.shard_format, media_root=manifest.root)
     with store.lock(timeout=settings.wait_seconds), _full_disk_is_an_error(store):
         FeatureStore.open(store_path).require(fingerprint, "extract into it")  # another may have made it meanwhile
-        videos = _extract_videos(manifest, store, settings, encoder)
+        videos = _extract_videos(manifest, store, _with_batch_size(settings, encoder), encoder)
         captions = _extract_texts(manifest, store, settings, encoder)
         store.amend(
             {entry.video_id: entry.split for entry in manifest.entries},
@@ -97,6 +102,27 @@ def extract(
         )
         store.write_failures_table()
         return _report(manifest, store, settings, videos, captions, time.perf_counter() - started)
+
+
+def require_open_clip(encoder: Embedder, model: str) -> Encoder:
+    """The encoder, if it is open_clip's, whose blocks can be reached. Raises BadInput."""
+    if not isinstance(encoder, Encoder):
+        raise BadInput(
+            f"--cache-blocks: {model} is no model of open_clip's, whose blocks alone can be cached",
+            fix="leave --cache-blocks out, or name the open_clip model of the same weights",
+        )
+    return encoder
+
+
+def _with_batch_size(settings: ExtractSettings, encoder: Embedder) -> ExtractSettings:
+    """The settings with a batch size, found on the device where it was left to us."""
+    if settings.batch_size:
+        return settings
+    if not isinstance(encoder, Encoder):
+        return replace(settings, batch_size=ExtractSettings.batch_size)
+    size = encoder.fastest_batch()
+    log.info(f"encoding {size} frames at once, the fastest batch on {encoder.device}")
+    return replace(settings, batch_size=size)
 
 
 def _report(
@@ -125,7 +151,7 @@ def _report(
 # -- videos
 
 
-def _extract_videos(manifest: Manifest, store: FeatureStore, settings: ExtractSettings, encoder: Encoder) -> int:
+def _extract_videos(manifest: Manifest, store: FeatureStore, settings: ExtractSettings, encoder: Embedder) -> int:
     """How many clips this run tried."""
     attempts = {failure.video_id: failure.attempts for failure in store.failures()}
     entries = _outstanding(manifest, store, settings)
@@ -168,14 +194,15 @@ def _skipped(manifest: Manifest) -> list[dict[str, str]]:
 class _VideoShard:
     """The rows of one shard while its clips come in; frames wait only until a batch is full."""
 
-    def __init__(self, entries: Sequence[VideoEntry], settings: ExtractSettings, encoder: Encoder):
+    def __init__(self, entries: Sequence[VideoEntry], settings: ExtractSettings, encoder: Embedder):
         self.entries, self._settings, self._encoder = entries, settings, encoder
         shape = (len(entries), settings.num_frames)
         self._embeds = np.zeros((*shape, encoder.dim), np.float16)
         self._pts = np.full(shape, np.nan)
         self._activations: np.ndarray | None = None
         if settings.cache_blocks:
-            self._activations = np.zeros((*shape, *encoder.activation_shape), np.float16)
+            of = require_open_clip(encoder, settings.model)
+            self._activations = np.zeros((*shape, *of.activation_shape), np.float16)
         self._done: list[VideoEntry] = []
         self._failures: list[Failure] = []
         self._decoders: dict[str, str] = {}
@@ -203,7 +230,8 @@ class _VideoShard:
         places = tuple(np.array(self._places[:count]).T)
         frames, blocks = np.stack(self._pending[:count]), self._settings.cache_blocks
         if self._activations is not None:
-            encoded, self._activations[places] = self._encoder.embed_frames_caching(frames, blocks)
+            of = require_open_clip(self._encoder, self._settings.model)
+            encoded, self._activations[places] = of.embed_frames_caching(frames, blocks)
         else:
             encoded = self._encoder.embed_frames(frames)
         embeds = encoded.numpy()
@@ -248,7 +276,7 @@ class _VideoShard:
 # -- captions
 
 
-def _extract_texts(manifest: Manifest, store: FeatureStore, settings: ExtractSettings, encoder: Encoder) -> int:
+def _extract_texts(manifest: Manifest, store: FeatureStore, settings: ExtractSettings, encoder: Embedder) -> int:
     """How many captions this run encoded. A caption that changed under its id is encoded again."""
     known = dict(_captions_in(store))
     rows = [
@@ -259,11 +287,13 @@ def _extract_texts(manifest: Manifest, store: FeatureStore, settings: ExtractSet
     ]
     shards = [rows[first : first + settings.text_shard_size] for first in range(0, len(rows), settings.text_shard_size)]
     embed = _remembering(encoder, shards, settings)
+    _say_cut([caption for _, _, caption in rows], settings, encoder)
     with progress("captions") as step:
         for number, shard in enumerate(shards, start=1):
             captions = [caption for _, _, caption in shard]
             if settings.cache_blocks:
-                vectors, cached = encode_sentences(encoder, captions, settings.text_batch_size, settings.cache_blocks)
+                of = require_open_clip(encoder, settings.model)
+                vectors, cached = encode_sentences(of, captions, settings.text_batch_size, settings.cache_blocks)
                 embeds, activations = vectors.numpy(), text_columns(cached, settings.token_dtype)
             else:
                 embeds, activations = embed(captions), None
@@ -279,6 +309,16 @@ def _extract_texts(manifest: Manifest, store: FeatureStore, settings: ExtractSet
     return len(rows)
 
 
+def _say_cut(captions: Sequence[str], settings: ExtractSettings, encoder: Embedder) -> None:
+    """Log how many captions lose their ends to the model's context."""
+    context, cut = encoder.context_length, encoder.count_cut(captions)
+    if settings.long_captions == "cut" and cut:
+        log.warning(
+            f"{cut} of {len(captions)} captions are longer than the {context} tokens that {settings.model} reads, and "
+            "are cut; --long-captions windows reads them whole"
+        )
+
+
 def _captions_in(store: FeatureStore) -> Iterator[tuple[str, str]]:
     for path in store.shard_paths("texts"):
         columns: Any = read_shard(path, ["caption_id", "caption"])
@@ -286,7 +326,7 @@ def _captions_in(store: FeatureStore) -> Iterator[tuple[str, str]]:
 
 
 def _remembering(
-    encoder: Encoder, shards: Sequence[Sequence[tuple[str, VideoEntry, str]]], settings: ExtractSettings
+    encoder: Embedder, shards: Sequence[Sequence[tuple[str, VideoEntry, str]]], settings: ExtractSettings
 ) -> Callable[[Sequence[str]], np.ndarray]:
     """An embedder that encodes each distinct sentence once over all shards, keeping only those that come up again."""
     appearances = Counter(caption for shard in shards for caption in {caption for _, _, caption in shard})

@@ -16,7 +16,7 @@ def decode(job: Job, settings: DecodeSettings) -> tuple[Clip, str]:
     """Decode a job -> (clip, name of the decoder). Raises DecodeFailure."""
     from pipeline.video.fetch import local_file
 
-    request = FrameRequest(settings.num_frames, settings.size, job.start, job.end)
+    request = FrameRequest(settings.num_frames, settings.size, job.start, job.end, settings.sampling)
     with local_file(job.source, settings.limits) as path:
         if settings.decoder == "ffmpeg":
             return _by_ffmpeg(path, request, settings), "ffmpeg"

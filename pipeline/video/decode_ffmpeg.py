@@ -71,7 +71,7 @@ def decode_clip(path: str, request: FrameRequest, limits: Limits | None = None, 
     times = presentation_times(_frame_times(source, limits), FALLBACK_RATE)
     if not times:
         raise DecodeFailure("decode", "NoFrames", "ffmpeg decoded no frame")
-    places = choose_frames(times, request.num_frames, request.start, request.end)
+    places = choose_frames(times, request.num_frames, request.start, request.end, request.sampling)
     if not places:
         raise DecodeFailure("decode", "EmptyWindow", f"no frame in the window [{request.start}, {request.end}) s")
     pictures = list(_pictures(source, places, request, limits))

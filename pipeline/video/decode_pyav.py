@@ -53,6 +53,7 @@ class FrameRequest:
     size: FrameSize
     start: float | None = None
     end: float | None = None
+    sampling: str = "middles"
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ def _decode_runs(packets: _Packets, request: FrameRequest) -> Clip | None:
     """Only what the wanted frames need; None when a run does not yield what its packets promised."""
     assert packets.order is not None
     times = [packets.seconds(packets.rows[index].pts or 0) for index in packets.order]
-    chosen = choose_frames(times, request.num_frames, request.start, request.end)
+    chosen = choose_frames(times, request.num_frames, request.start, request.end, request.sampling)
     runs = plan_runs(packets.rows, [packets.order[position] for position in chosen]) if chosen else None
     if runs is None:
         return None
@@ -305,13 +306,14 @@ def _decode_everything(packets: _Packets, request: FrameRequest) -> Clip:
     guess = sum(packets.is_shown(index) for index in range(len(packets.rows)))
     wanted: set[int] = set()
     if request.start is None and request.end is None:
-        wanted = set(choose_frames([float(index) for index in range(guess)], request.num_frames))
+        shown = [float(index) for index in range(guess)]
+        wanted = set(choose_frames(shown, request.num_frames, rule=request.sampling))
     done = _sequence(packets, wanted, develop)
     times = presentation_times(done.times, rate)
     if not times:
         why = done.last_error or packets.error or f"{len(packets.rows)} packets and no frame"
         raise DecodeFailure("decode", "NoFrames", why)
-    places = choose_frames(times, request.num_frames, request.start, request.end)
+    places = choose_frames(times, request.num_frames, request.start, request.end, request.sampling)
     if not places:
         window = f"[{request.start}, {request.end}) s"
         raise DecodeFailure("decode", "EmptyWindow", f"no frame in the window {window} of {times[-1] - times[0]:.2f} s")

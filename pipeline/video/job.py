@@ -9,13 +9,15 @@ from pipeline.video.limits import Limits
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """Settings of a decoding process. decoder: "pyav", "ffmpeg", or "pyav+ffmpeg" (see decode.py)."""
+    """Settings of a decoding process. decoder: "pyav", "ffmpeg", or "pyav+ffmpeg" (see decode.py); sampling: "middles"
+    or "ends" (see sampling.py)."""
 
     num_frames: int
     size: FrameSize
     decoder: str = "pyav"
     hwaccel: str | None = None
     limits: Limits = field(default_factory=Limits)
+    sampling: str = "middles"
 
     @property
     def clip_bytes(self) -> int:
