@@ -41,7 +41,7 @@ def test_from_weights_to_a_search(name, tmp_path):
     assert run("search", QUERY, *at).stdout.count(".mp4") >= 8
 
     out = tmp_path / "clip.safetensors"
-    run("export-clip", "--out", out, "--run", "tuned", *at)
+    run("export-clip", "tuned", out, *at)
     alone = open_clip.create_model(name, pretrained=str(out)).eval()
     before, after = load_file(weights), alone.state_dict()
     moved = {key for key in before if not torch.equal(before[key], after[key])}
