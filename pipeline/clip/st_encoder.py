@@ -78,10 +78,8 @@ class SentenceTransformersEncoder:
         return embeds[[row_of[sentence] for sentence in sentences]]
 
     def _embed_queries(self, texts: Sequence[str], batch_size: int) -> "torch.Tensor":
-        found = self.model.encode_query(
-            list(texts), batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False
-        )
-        return found.float().cpu()
+        how = {"batch_size": batch_size, "convert_to_tensor": True, "show_progress_bar": False}
+        return self.model.encode_query(list(texts), **how).float().cpu()
 
     def token_lengths(self, texts: Sequence[str]) -> list[int]:
         return [len(row) for row in self.model.tokenizer(list(texts), truncation=False, padding=False)["input_ids"]]
