@@ -3,15 +3,20 @@
     python benchmarks/encoders.py variants --models ViT-B-32,PE-Core-T-16-384,MobileCLIP2-S0
     python benchmarks/encoders.py pixels --videos FOLDER
     python benchmarks/encoders.py padding
+    python benchmarks/encoders.py efficiency --videos FOLDER --models ViT-B-32,PE-Core-T-16-384
 
 `variants`: frames a second of the bare image tower, in float32, untrained; the variants take turns in one run, and each
 is given as a ratio to plain eager computing: attention written out instead of fused (SDPA), channels last,
-torch.compile (its compilation in seconds beside it). `pixels`: our frames against open_clip's own transform on decoded
+torch.compile (its compilation in seconds beside it). One thread, and its own processor time: what else runs on the
+machine does not count. `efficiency`: the processor time of a whole extraction, all processes, over that of decoding
+alone and the bare model alone on the same frames. `pixels`: our frames against open_clip's own transform on decoded
 pictures. `padding`: the cosine between a text's embedding with its padding and without, by family.
 """
 
 import argparse
+import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -26,10 +31,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pipeline.clip import torchvision_guard
 from pipeline.clip.encoder import frame_size, load_encoder, to_pixels
 from pipeline.clip.preprocessing import agreed_preprocessing
+from pipeline.extract.driver import extract
+from pipeline.extract.settings import ExtractSettings
 from pipeline.frame_size import FrameSize
+from pipeline.stores.manifest import Manifest, VideoEntry
 from pipeline.video.decode_pyav import FrameRequest, decode_clip
 from pipeline.video.frames import fit
+from pipeline.video.job import Job
 from pipeline.video.limits import DecodeFailure
+from pipeline.video.pool import Decoded, DecodePool
 
 torchvision_guard.ensure()
 import open_clip  # noqa: E402
@@ -39,6 +49,7 @@ FAMILIES = ("ViT-B-32", "PE-Core-T-16-384", "PE-Core-L-14-336", "ViT-B-16-SigLIP
 
 def variants(name: str, batch: int, rounds: int, compiled: bool) -> None:
     """Print the rate of each variant and its ratio to eager."""
+    torch.set_num_threads(1)
     encoder = load_encoder(name, device="cpu", precision="float32", random_seed=0)
     encode: Callable[[Any], Any] = encoder.model.encode_image
     pixels = torch.randn(batch, 3, *encoder.image_size)
@@ -56,10 +67,10 @@ def variants(name: str, batch: int, rounds: int, compiled: bool) -> None:
             for way, (run, context, layout) in ways.items():
                 encoder.model.visual.to(memory_format=layout)
                 given = pixels.contiguous(memory_format=layout)
-                started = time.perf_counter()
+                started = time.process_time()
                 with context:
                     run(given)
-                spent = time.perf_counter() - started
+                spent = time.process_time() - started
                 if turn:
                     seconds[way].append(spent)
                 elif way == "torch.compile":
@@ -129,14 +140,59 @@ def _cut(text: Any, tokens: torch.Tensor) -> torch.Tensor:
     return encode_cut(text, tokens) if cuttable_tower(text) is not None else text(tokens)
 
 
+def efficiency(name: str, folder: Path, clips: int, num_frames: int) -> None:
+    """Print the processor time of decoding, of the bare model, and of a whole extraction of the same clips."""
+    torch.set_num_threads(1)
+    encoder = load_encoder(name, device="cpu", precision="float32", random_seed=0)
+    paths = sorted(folder.rglob("*.mp4"))[:clips]
+    entries = tuple(VideoEntry(path.name, str(path.relative_to(folder)), "test", ()) for path in paths)
+    settings = ExtractSettings(model=name, num_frames=num_frames, workers=1, batch_size=8)
+    manifest = Manifest("clips", str(folder), entries)
+    jobs = [Job(row, manifest.resolve(entry)) for row, entry in enumerate(entries)]
+    frames: list[np.ndarray] = []
+
+    def decode() -> None:
+        with DecodePool(jobs, settings.decoding(encoder.frame_size), 1) as pool:
+            frames.extend(frame for _, result in pool if isinstance(result, Decoded) for frame in result.frames)
+
+    def encode() -> None:
+        for first in range(0, len(frames), settings.batch_size):
+            encoder.embed_frames(np.stack(frames[first : first + settings.batch_size]))
+
+    def whole() -> None:
+        with tempfile.TemporaryDirectory() as temporary:
+            extract(manifest, Path(temporary) / "store", settings, encoder=encoder)
+
+    encoder.embed_frames(np.zeros((settings.batch_size, *encoder.image_size, 3), np.uint8))  # warms up
+    decoding, encoding, both = (_processor_seconds(part) for part in (decode, encode, whole))
+    print(
+        f"{name:18} {len(frames)} frames of {len(entries)} clips: decode {decoding:.1f} s, model {encoding:.1f} s, "
+        f"whole extraction {both:.1f} s = {both / (decoding + encoding):.2f} x their sum, "
+        f"{both / encoding:.2f} x the bare model"
+    )
+
+
+def _processor_seconds(work: Callable[[], None]) -> float:
+    """User and system time of this process and of the children that it waited for."""
+
+    def used() -> float:
+        own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+    before = used()
+    work()
+    return used() - before
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("variants", "pixels", "padding"))
+    parser.add_argument("what", choices=("variants", "pixels", "padding", "efficiency"))
     parser.add_argument("--models", default="ViT-B-32,PE-Core-T-16-384,MobileCLIP2-S0")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--videos", type=Path, help="a folder of .mp4 files")
+    parser.add_argument("--clips", type=int, default=16, help="of `efficiency`")
     parser.add_argument("--frames", type=int, default=50)
     given = parser.parse_args()
     if given.what == "variants":
@@ -146,6 +202,11 @@ def main() -> None:
         if given.videos is None:
             parser.error("pixels needs --videos FOLDER")
         pixels_of_real_frames(given.videos, given.frames)
+    elif given.what == "efficiency":
+        if given.videos is None:
+            parser.error("efficiency needs --videos FOLDER")
+        for name in given.models.split(","):
+            efficiency(name, given.videos, given.clips, 8)
     else:
         padding()
 

@@ -75,7 +75,9 @@ def token_lengths(tokenizer: Any, texts: Sequence[str]) -> list[int] | None:
 
 def count_cut(tokenizer: Any, texts: Sequence[str]) -> int | None:
     """How many texts are longer than the tokenizer's context, and so lose their ends; None where it does not tell."""
-    context = int(tokenizer.context_length)
+    context = getattr(tokenizer, "context_length", None)
+    if context is None:
+        return None
     long_enough = [text for text in texts if len(text.encode()) + 2 > context]  # a token is a byte or more
     lengths = token_lengths(tokenizer, long_enough)
     return None if lengths is None else sum(length > context for length in lengths)
