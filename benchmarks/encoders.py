@@ -55,12 +55,12 @@ def variants(name: str, batch: int, rounds: int, compiled: bool) -> None:
     pixels = torch.randn(batch, 3, *encoder.image_size)
     encoder.model.visual.to(memory_format=torch.contiguous_format)
     ways: dict[str, tuple[Callable[[Any], Any], Any, Any]] = {
-        "eager": (encode, nullcontext(), torch.contiguous_format),
-        "attention written out": (encode, sdpa_kernel(SDPBackend.MATH), torch.contiguous_format),
-        "channels last": (encode, nullcontext(), torch.channels_last),
+        "eager": (encode, nullcontext, torch.contiguous_format),
+        "attention written out": (encode, lambda: sdpa_kernel(SDPBackend.MATH), torch.contiguous_format),
+        "channels last": (encode, nullcontext, torch.channels_last),
     }
     if compiled:
-        ways["torch.compile"] = (torch.compile(encode), nullcontext(), torch.contiguous_format)
+        ways["torch.compile"] = (torch.compile(encode), nullcontext, torch.contiguous_format)
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     with torch.inference_mode():
         for turn in range(rounds + 1):
@@ -68,7 +68,7 @@ def variants(name: str, batch: int, rounds: int, compiled: bool) -> None:
                 encoder.model.visual.to(memory_format=layout)
                 given = pixels.contiguous(memory_format=layout)
                 started = time.process_time()
-                with context:
+                with context():
                     run(given)
                 spent = time.process_time() - started
                 if turn:
