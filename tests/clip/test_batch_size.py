@@ -70,3 +70,12 @@ def test_an_encoder_goes_on_when_memory_runs_out(monkeypatch):
     found, entered = encoder.embed_frames_caching(frames, 2)
     torch.testing.assert_close(found, expected)
     np.testing.assert_allclose(entered, tokens, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.slow
+def test_a_compiled_tower_gives_the_same_embeddings():
+    encoder = load_encoder("shapes-clip", device="cpu", precision="float32")
+    frames = np.random.default_rng(0).integers(0, 256, (5, *encoder.image_size, 3), dtype=np.uint8)
+    expected = encoder.embed_frames(frames)
+    encoder.compile()
+    torch.testing.assert_close(encoder.embed_frames(frames), expected, rtol=1e-3, atol=1e-4)
