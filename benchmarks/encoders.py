@@ -2,7 +2,7 @@
 
     python benchmarks/encoders.py variants --models ViT-B-32,PE-Core-T-16-384,MobileCLIP2-S0
     python benchmarks/encoders.py pixels --videos FOLDER
-    python benchmarks/encoders.py padding
+    python benchmarks/encoders.py padding --models ViT-B-32,PE-Core-T-16-384,ViT-B-16-SigLIP
     python benchmarks/encoders.py efficiency --videos FOLDER --models ViT-B-32,PE-Core-T-16-384
 
 `variants`: frames a second of the bare image tower, in float32, untrained; the variants take turns in one run, and each
@@ -18,7 +18,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -115,9 +115,9 @@ def _own_size(path: Path) -> FrameSize:
         return FrameSize(stream.height, stream.width)
 
 
-def padding() -> None:
+def padding(names: Sequence[str]) -> None:
     """Print the cosine between embeddings with and without padding, for texts of 4 and 20 tokens, untrained."""
-    for name in ("ViT-B-32", "PE-Core-T-16-384", "ViT-B-16-SigLIP"):
+    for name in names:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = open_clip.create_model(name, pretrained=None, load_weights=False).eval()
@@ -208,7 +208,7 @@ def main() -> None:
         for name in given.models.split(","):
             efficiency(name, given.videos, given.clips, 8)
     else:
-        padding()
+        padding(given.models.split(","))
 
 
 if __name__ == "__main__":
