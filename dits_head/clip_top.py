@@ -83,10 +83,9 @@ class LowerBlocks(nn.Module):
     @classmethod
     def from_open_clip(cls, model: nn.Module, cached: int, k: int) -> "LowerBlocks":
         """Copies of the `cached` top blocks but the top `k`, in float32; none where cached = k."""
-        towers = image_tower(model), text_tower(model)
-        between = ([*tower.blocks][-cached:][: cached - k] for tower in towers)
-        lower = cls(*between, *(tower.step for tower in towers))
-        return copy.deepcopy(lower).float()
+        image, text = image_tower(model), text_tower(model)
+        image_blocks, text_blocks = ([*tower.blocks][-cached:][: cached - k] for tower in (image, text))
+        return copy.deepcopy(cls(image_blocks, text_blocks, image.step, text.step)).float()
 
     def __len__(self) -> int:
         return len(self.image_blocks)

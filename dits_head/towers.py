@@ -188,25 +188,23 @@ class Tower:
 
 def image_tower(model: Any) -> Tower:
     """The image tower of an open_clip model. Raises Uncacheable."""
-    visual = getattr(model, "visual", None)
+    visual: Any = getattr(model, "visual", None)
     if hasattr(visual, "trunk"):
         return _timm_tower(visual)
     transformer = _own_transformer(visual, "image")
     pool = getattr(visual, "pool_type", "tok")
     if getattr(visual, "attn_pool", None) is not None or pool not in ("tok", "avg"):
         raise Uncacheable(f"the image tower pools by {pool!r} or by attention of open_clip's own (CoCa)")
-    kind = {
-        "causal": False,
-        "pooling": "token" if pool == "tok" else "mean",
-        "norm_after_pooling": bool(getattr(visual, "final_ln_after_pool", False)),
-    }
+    pooling, after = "token" if pool == "tok" else "mean", bool(getattr(visual, "final_ln_after_pool", False))
     length, width = visual.positional_embedding.shape
     return Tower(
         list(transformer.resblocks),
         length,
         width,
         OpenClipStep(False),
-        lambda blocks: OpenClipTop(blocks, visual.ln_post, visual.proj, **kind),
+        lambda blocks: OpenClipTop(
+            blocks, visual.ln_post, visual.proj, causal=False, pooling=pooling, norm_after_pooling=after
+        ),
         transformer.batch_first,
     )
 
