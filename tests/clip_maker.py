@@ -100,6 +100,8 @@ class PlainEncoder:
     """
 
     frame_size = FrameSize(32, 32)
+    image_size = (32, 32)
+    context_length = None
     dim = 16
     settings: ClassVar = {
         "model": "plain",
@@ -121,6 +123,9 @@ class PlainEncoder:
     def embed_texts(self, sentences: Sequence[str], *, batch_size: int = 256, long_captions: str = "cut") -> "_Embeds":
         rows = [np.resize(np.frombuffer(sentence.encode() or b" ", np.uint8), 192) for sentence in sentences]
         return _Embeds((np.stack(rows) / 255 @ self._matrix).round(6) if rows else np.zeros((0, self.dim)))
+
+    def count_cut(self, sentences: Sequence[str]) -> int:
+        return 0
 
 
 class _Embeds:

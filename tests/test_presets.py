@@ -21,10 +21,35 @@ TITLES = {"MSR-VTT 1k-A": "msrvtt", "LSMDC": "lsmdc", "DiDeMo": "didemo", "VATEX
 COLUMNS = [("b32", "X-Pool"), ("b32", "T-MASS"), ("b32", "DITS"), ("b16", "X-Pool"), ("b16", "DITS")]
 
 
-def test_every_data_set_of_the_paper_has_both_backbones():
-    assert set(PRESETS) == {f"{name}-{backbone}" for name in TITLES.values() for backbone in ("b32", "b16")} | {
-        "shapes"
-    }
+TODAY = ("pe-t", "pe-s", "pe-b", "pe-l", "pe-g", "siglip2-b", "siglip2-so400m", "mobileclip2")
+
+
+def test_every_data_set_of_the_paper_has_both_backbones_and_those_of_today():
+    backbones = ("b32", "b16", *TODAY)
+    assert set(PRESETS) == {f"{name}-{backbone}" for name in TITLES.values() for backbone in backbones} | {"shapes"}
+
+
+@pytest.mark.parametrize("backbone", TODAY)
+def test_todays_backbones_are_open_clips_with_their_size_width_and_tag(backbone):
+    from pipeline.clip import torchvision_guard
+
+    torchvision_guard.ensure()
+    import open_clip
+
+    preset = get_preset(f"msrvtt-{backbone}")
+    config = open_clip.get_model_config(preset.model)
+    assert (config["embed_dim"], config["vision_cfg"]["image_size"]) == (preset.embed_dim, preset.pixels)
+    assert preset.pretrained in open_clip.list_pretrained_tags_by_model(preset.model)
+    assert (preset.num_frames, preset.sampling) == (8, "ends")
+
+
+def test_a_preset_of_today_says_its_frames_and_what_a_head_must_beat():
+    text = get_preset("msrvtt-pe-l").describe()
+    assert "--model PE-Core-L-14-336 --pretrained meta --num-frames 8 --sampling ends" in text
+    assert "zero-shot, published: R@1 50.3" in text
+    assert "a head should reach 53.3" in text
+    assert "cut at 32 tokens" in text
+    assert "no published zero-shot figure" in get_preset("vatex-pe-l").describe()
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dits_head.towers import Tower, Uncacheable, image_tower, text_tower
 from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
@@ -22,15 +23,15 @@ class Captured:
 
 
 @contextmanager
-def entering(blocks: Any, k: int, *, batch_first: bool = True) -> Iterator[Captured]:
+def entering(tower: Tower, k: int) -> Iterator[Captured]:
     """Capture the inputs of a tower's top `k` blocks within the context."""
     captured = Captured()
 
     def collect(_: Any, arguments: tuple[Any, ...]) -> None:
         tokens = arguments[0].detach()
-        captured.parts.append(tokens if batch_first else tokens.transpose(0, 1))
+        captured.parts.append(tokens if tower.batch_first else tokens.transpose(0, 1))
 
-    handle = blocks[-k].register_forward_pre_hook(collect)
+    handle = tower.blocks[-k].register_forward_pre_hook(collect)
     try:
         yield captured
     finally:
@@ -38,24 +39,19 @@ def entering(blocks: Any, k: int, *, batch_first: bool = True) -> Iterator[Captu
 
 
 def require_cacheable(model: Any, name: str, k: int) -> None:
-    """Check that both towers are open_clip's own transformer with at least k blocks. Raises BadInput."""
-    from open_clip.transformer import Transformer
-
-    text = getattr(model, "text", model)
-    for tower, what in ((model.visual, "image"), (text, "text")):
-        transformer = getattr(tower, "transformer", None)
-        if not isinstance(transformer, Transformer):
+    """Check that both towers can be taken apart above k blocks. Raises BadInput."""
+    for find, what in ((image_tower, "image"), (text_tower, "text")):
+        try:
+            blocks = len(find(model).blocks)
+        except Uncacheable as reason:
             raise BadInput(
-                f"--cache-blocks: the {what} tower of {name} cannot be cached",
-                expected="open_clip's own Transformer (ViT-B-32, ViT-B-16, ViT-L-14, shapes-clip, ...)",
-                got=type(transformer or tower).__name__,
-                fix="leave --cache-blocks out, or choose one of those models",
-            )
-        if not 1 <= k <= len(transformer.resblocks):
+                f"--cache-blocks: {name} cannot be cached: {reason}",
+                fix="leave --cache-blocks out, or choose a model of transformer towers (CLIP, SigLIP, PE-Core, "
+                "MobileCLIP2-B, ...; docs/reference/encoders.md lists them)",
+            ) from None
+        if not 1 <= k <= blocks:
             raise BadInput(
-                f"--cache-blocks: the {what} tower of {name} has {len(transformer.resblocks)} blocks",
-                expected=f"1 to {len(transformer.resblocks)}",
-                got=k,
+                f"--cache-blocks: the {what} tower of {name} has {blocks} blocks", expected=f"1 to {blocks}", got=k
             )
 
 
@@ -64,10 +60,6 @@ def token_bytes(model: Any, frames: int, text_tokens: int, dtype: str) -> int:
 
     They are what is stored, whatever the number K of blocks above: the deeper ones follow from them.
     """
-    length, width = model.visual.positional_embedding.shape
-    values = frames * length * width + text_tokens * _text_width(model)
-    return 2 * values if dtype == "float16" else values + 2 * (frames * length + text_tokens)
-
-
-def _text_width(model: Any) -> int:
-    return int(getattr(model, "text", model).transformer.width)
+    image = image_tower(model)
+    values = frames * image.tokens * image.width + text_tokens * text_tower(model).width
+    return 2 * values if dtype == "float16" else values + 2 * (frames * image.tokens + text_tokens)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.clip.batch_size import Halving, fastest_batch
 from pipeline.device import resolve_device
 from pipeline.errors import BadInput
 from pipeline.frame_size import FrameSize
@@ -31,11 +32,34 @@ class Encoder:
         self.model, self.tokenizer, self.dtype, self.device = model, tokenizer, dtype, torch.device(device)
         self.settings = settings
         self.frame_size = frame_size(model.visual.preprocess_cfg)
+        self._encode_image = model.encode_image
+        self._fitting = Halving()
+        self._convolutional = is_convolutional(model)
+        if self._convolutional:
+            model.visual.to(memory_format=torch.channels_last)
         self._mean, self._std = (value.to(self.device) for value in channel_statistics(model))
 
     @property
     def image_size(self) -> tuple[int, int]:
         return self.frame_size.height, self.frame_size.width
+
+    @property
+    def activation_shape(self) -> tuple[int, int]:
+        """(tokens, width) of what enters a block of the image tower. Raises Uncacheable."""
+        from dits_head.towers import image_tower
+
+        tower = image_tower(self.model)
+        return tower.tokens, tower.width
+
+    @property
+    def context_length(self) -> int | None:
+        return getattr(self.tokenizer, "context_length", None)
+
+    def count_cut(self, sentences: Sequence[str]) -> int | None:
+        """How many sentences are longer than the context; None where the tokenizer does not tell."""
+        from pipeline.clip.tokenizers import count_cut
+
+        return count_cut(self.tokenizer, sentences)
 
     @property
     def dim(self) -> int:
@@ -45,9 +69,31 @@ class Encoder:
         """(N, H, W, 3) uint8 RGB of the encoder's size -> (N, D) float32 on the CPU."""
         import torch
 
+        return torch.cat(self._fitting(self._embed, torch.as_tensor(frames)) or [torch.zeros(0, self.dim)])
+
+    def _embed(self, frames: "torch.Tensor") -> "torch.Tensor":
+        import torch
+
         with torch.inference_mode():
-            pixels = to_pixels(torch.as_tensor(frames).to(self.device, non_blocking=True), self._mean, self._std)
-            return self.model.encode_image(pixels.to(self.dtype)).float().cpu()
+            pixels = to_pixels(frames.to(self.device, non_blocking=True), self._mean, self._std).to(self.dtype)
+            if self._convolutional:
+                pixels = pixels.contiguous(memory_format=torch.channels_last)
+            return self._encode_image(pixels).float().cpu()
+
+    def compile(self) -> None:
+        """Compile the image tower (`torch.compile`): the first batch of a shape takes minutes, later ones less time."""
+        import torch
+
+        self._encode_image = torch.compile(self.model.encode_image)
+
+    def fastest_batch(self) -> int:
+        """The batch size that encodes most frames a second on this device and fits its memory."""
+        import torch
+
+        def encode(count: int) -> None:
+            self._embed(torch.zeros((count, *self.image_size, 3), dtype=torch.uint8))
+
+        return fastest_batch(encode)
 
     def embed_frames_caching(
         self, frames: "np.ndarray | torch.Tensor", blocks: int
@@ -55,12 +101,18 @@ class Encoder:
         """Embed frames and return the inputs of the top `blocks` blocks too: (N, L, W) float16."""
         import torch
 
+        from dits_head.towers import image_tower
         from pipeline.clip.activations import entering
 
-        transformer = self.model.visual.transformer
-        with entering(transformer.resblocks, blocks, batch_first=transformer.batch_first) as captured:
-            embeds = self.embed_frames(frames)
-        return embeds, captured.parts[0].to(torch.float16).cpu().numpy()
+        tower = image_tower(self.model)
+
+        def embed(part: "torch.Tensor") -> "tuple[torch.Tensor, np.ndarray]":
+            with entering(tower, blocks) as captured:
+                embeds = self._embed(part)
+            return embeds, captured.parts[0].to(torch.float16).cpu().numpy()
+
+        embeds, entered = zip(*self._fitting(embed, torch.as_tensor(frames)), strict=True)
+        return torch.cat(embeds), np.concatenate(entered)
 
     def embed_texts(
         self, sentences: Sequence[str], *, batch_size: int = 256, long_captions: str = "cut"
@@ -72,6 +124,14 @@ class Encoder:
         from pipeline.clip.text import embed_sentences
 
         return embed_sentences(self, sentences, batch_size, long_captions)
+
+
+def is_convolutional(model: Any) -> bool:
+    """Whether the image tower is one of convolutions, which run faster with channels last; a stem is not enough."""
+    import torch
+
+    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.visual.modules())
+    return convolutions > 16
 
 
 def channel_statistics(model: Any) -> "tuple[torch.Tensor, torch.Tensor]":
@@ -106,6 +166,8 @@ def load_encoder(
     precision: str = "auto",
     quick_gelu: bool | None = None,
     random_seed: int | None = None,
+    preprocessing: str | None = None,
+    tokenizer: str | None = None,
 ) -> Encoder:
     """Load an encoder for inference.
 
@@ -113,13 +175,24 @@ def load_encoder(
     `pretrained`: an open_clip tag, or a weights file (open_clip's .safetensors or .pt, OpenAI's .pt). `precision`:
     "auto" takes float16 on a GPU and bfloat16 on a CPU that computes in it, provided that its embeddings agree with
     float32's (PARITY), else float32. `quick_gelu` says the activation where neither weights nor model do.
+    `preprocessing`: the tag whose preprocessing a weights file follows, where the model's published weights differ.
+    `tokenizer`: a folder with the model's tokenizer; the weights file's own folder is looked into as well.
     `random_seed` makes untrained weights, for tests and speed measurements only; the fingerprint says so. Raises
     BadInput naming what there is to choose from.
     """
     from pipeline.clip.loading import build_model, has_quick_gelu, weights_digest
+    from pipeline.clip.tokenizers import folder_for, tokenizer_digest
 
     device = str(resolve_device(device))
-    clip, tokenizer, source = build_model(model, pretrained, quick_gelu=quick_gelu, random_seed=random_seed)
+    folder = folder_for(model, tokenizer, pretrained)
+    clip, words, source = build_model(
+        model,
+        pretrained,
+        quick_gelu=quick_gelu,
+        random_seed=random_seed,
+        preprocessing=preprocessing,
+        tokenizer_folder=folder,
+    )
     settings: dict[str, Any] = {
         "model": model,
         "pretrained": source,
@@ -127,11 +200,13 @@ def load_encoder(
         "activation": "quickgelu" if has_quick_gelu(clip) else "gelu",
         "preprocessing": _describe_preprocessing(clip.visual.preprocess_cfg),
     }
+    if folder is not None:
+        settings["tokenizer_sha256"] = tokenizer_digest(folder)
     clip, name = _cast(clip, device, precision)
     import torch
 
     dtype = getattr(torch, name)
-    encoder = Encoder(clip, tokenizer, dtype=dtype, device=device, settings=settings)
+    encoder = Encoder(clip, words, dtype=dtype, device=device, settings=settings)
     probe = encoder.embed_frames(np.zeros((1, *encoder.image_size, 3), np.uint8))
     settings |= {"dtype": name, "embed_dim": int(probe.shape[1])}
     return encoder

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.clip import torchscript, torchvision_guard
+from pipeline.clip.preprocessing import agreed_or_default, agreed_preprocessing, stated_preprocessing
+from pipeline.clip.tokenizers import load_tokenizer
 from pipeline.errors import BadInput
 
 log = logging.getLogger(__name__)
@@ -29,7 +31,13 @@ _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".npz")
 
 
 def build_model(
-    name: str, pretrained: str | None, *, quick_gelu: bool | None = None, random_seed: int | None = None
+    name: str,
+    pretrained: str | None,
+    *,
+    quick_gelu: bool | None = None,
+    random_seed: int | None = None,
+    preprocessing: str | None = None,
+    tokenizer_folder: str | None = None,
 ) -> tuple[Any, Any, str]:
     """Build (model in eval mode, tokenizer, name of the weights for the fingerprint). Raises BadInput."""
     torchvision_guard.ensure()
@@ -39,16 +47,17 @@ def build_model(
 
         shapes_clip.register()
     _require_known_model(name)
-    tokenizer = _tokenizer(name)
+    tokenizer = load_tokenizer(name, tokenizer_folder)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # settled below, by the weights
         if random_seed is not None:
             model, source = _untrained(name, quick_gelu, random_seed), f"random:{random_seed}"
+            _preprocess_as(model, agreed_or_default(name))
         elif name == SHAPES_CLIP and pretrained in (None, SHAPES_CLIP):
             model, source = _untrained(name, quick_gelu, 0), SHAPES_CLIP
             model.load_state_dict(shapes_clip.state_dict())
         else:
-            model, source = _trained(name, pretrained, quick_gelu)
+            model, source = _trained(name, pretrained, quick_gelu, preprocessing)
     _require_activation(name, model, quick_gelu)
     return model.eval().requires_grad_(False), tokenizer, source
 
@@ -104,21 +113,6 @@ def _require_known_model(name: str) -> None:
     )
 
 
-def _tokenizer(name: str) -> Any:
-    """CLIP's comes with open_clip; those of SigLIP and others are downloaded, and read by `transformers`."""
-    import open_clip
-
-    try:
-        return open_clip.get_tokenizer(name)
-    except Exception as error:  # an ImportError, or whatever a download raises
-        reason = " ".join(str(error).split())[:300]
-        raise BadInput(
-            f"the tokenizer of {name!r} cannot be had ({type(error).__name__}: {reason})",
-            fix="`pip install transformers sentencepiece`, and be online once; or give --model local-dir:FOLDER, "
-            "with the model's configuration, weights and tokenizer in it",
-        ) from error
-
-
 def _untrained(name: str, quick_gelu: bool | None, seed: int) -> Any:
     import open_clip
     import torch
@@ -145,7 +139,7 @@ def _expecting_no_weights() -> Iterator[None]:
         root.removeFilter(other)
 
 
-def _trained(name: str, pretrained: str | None, quick_gelu: bool | None) -> tuple[Any, str]:
+def _trained(name: str, pretrained: str | None, quick_gelu: bool | None, preprocessing: str | None) -> tuple[Any, str]:
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(name)
@@ -157,7 +151,7 @@ def _trained(name: str, pretrained: str | None, quick_gelu: bool | None) -> tupl
             fix=f"give --pretrained with a weights file or one of {', '.join(tags) or '(no tags)'}",
         )
     if os.path.isfile(pretrained):
-        return _from_file(name, pretrained, quick_gelu), Path(pretrained).name
+        return _from_file(name, pretrained, quick_gelu, preprocessing), Path(pretrained).name
     if pretrained not in tags:
         looks_like_file = pretrained.endswith(_WEIGHT_SUFFIXES) or os.sep in pretrained
         raise BadInput(
@@ -171,42 +165,30 @@ def _trained(name: str, pretrained: str | None, quick_gelu: bool | None) -> tupl
     return _create(name, pretrained, wants), pretrained
 
 
-def _from_file(name: str, path: str, quick_gelu: bool | None) -> Any:
-    """Weights from a file, with the preprocessing of the model's published weights where those all agree."""
-    from open_clip.model import set_model_preprocess_cfg
-
+def _from_file(name: str, path: str, quick_gelu: bool | None, like: str | None) -> Any:
+    """Weights from a file, with the preprocessing that it states, or that of the model's published weights."""
     wants = _activation_of_file(name, path) if quick_gelu is None else quick_gelu
+    stated = stated_preprocessing(_metadata(path)) if like is None else None
+    if stated is None:  # before the weights load: the user may have to be asked
+        stated = agreed_preprocessing(name, "openai" if like is None and _is_openais(name, path) else like)
     create = _create_from_archive if torchscript.is_archive(path) else _create
     model = create(name, path, bool(wants))
     _require_activation(name, model, wants)
-    set_model_preprocess_cfg(model, {**model.visual.preprocess_cfg, **agreed_preprocessing(name)})
+    _preprocess_as(model, stated)
     return model
 
 
-def agreed_preprocessing(model_name: str) -> dict[str, Any]:
-    """The settings of preprocessing that all published weights of a model share; empty for a model without any.
+def _preprocess_as(model: Any, stated: Mapping[str, Any]) -> None:
+    from open_clip.model import set_model_preprocess_cfg
 
-    SigLIP, MobileCLIP and others are not preprocessed as OpenAI's models are, and a weights file does not say it. Where
-    the published weights differ (ViT-L-14 and ViT-H-14), open_clip's default stands, and a line in the log says so.
+    set_model_preprocess_cfg(model, {**model.visual.preprocess_cfg, **stated})
 
-    >>> agreed_preprocessing("ViT-B-16-SigLIP")["mean"]
-    (0.5, 0.5, 0.5)
-    """
-    torchvision_guard.ensure()
+
+def _is_openais(name: str, path: str) -> bool:
+    """OpenAI's releases alone are TorchScript archives."""
     import open_clip
 
-    tags = open_clip.list_pretrained_tags_by_model(model_name)
-    published = [open_clip.get_pretrained_cfg(model_name, tag) for tag in tags]
-    agreed: dict[str, Any] = {}
-    for key in ("mean", "std", "interpolation", "resize_mode"):
-        values = [cfg.get(key) for cfg in published]
-        if values and values.count(values[0]) < len(values):
-            log.warning(
-                f"published weights of {model_name} differ in {key}; for a weights file it is open_clip's default"
-            )
-        elif values and values[0] is not None:
-            agreed[key] = values[0]
-    return agreed
+    return torchscript.is_archive(path) and "openai" in open_clip.list_pretrained_tags_by_model(name)
 
 
 def _activation_of_file(name: str, path: str) -> bool | None:

@@ -2,12 +2,13 @@
 
 CLIP keeps the first 75 tokens of a text between its start and end marks and drops the rest; paragraphs (DiDeMo,
 ActivityNet) lose their ends that way. With windows every token is read: the text is split into pieces of nearly equal
-length that fit, each is encoded as a text of its own, and the caption's embedding is the mean of the normalised piece
-embeddings, scaled to their mean length. A caption that fits is one window and comes out exactly as without this module.
+length that fit (CLIP's tokens directly; for other tokenizers the text, at its spaces), each is encoded as a text of its
+own, and the caption's embedding is the mean of the normalised piece embeddings, scaled to their mean length. A caption
+that fits is one window and comes out exactly as without this module.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,6 +60,32 @@ def windows_of(
     windows = [token_windows(tokenizer.encode(caption), *marks, context_length) for caption in captions]
     offsets = np.cumsum([0, *map(len, windows)])
     return np.concatenate(windows) if windows else np.zeros((0, context_length), np.int64), offsets
+
+
+def text_windows(text: str, lengths: Callable[[Sequence[str]], Sequence[int]], context_length: int) -> list[str]:
+    """The fewest pieces of nearly as many words each that fit the context; a text that fits is left as it is.
+
+    For tokenizers whose ids cannot be cut anywhere: the text is cut, at its spaces (inside a word only where there is
+    no space), and each piece is tokenised as a text of its own.
+
+    Args:
+        text: A caption.
+        lengths: The tokens of each of some texts, marks included, uncut.
+        context_length: The tokens that the encoder reads.
+
+    Raises:
+        ValueError: not even one character fits.
+    """
+    tokens = lengths([text])[0]
+    if tokens <= context_length:
+        return [text]
+    for units, joint in ((text.split(), " "), (list(text), "")):
+        for count in range(max(2, -(-tokens // context_length)), len(units) + 1):
+            bounds = [len(units) * part // count for part in range(count + 1)]
+            pieces = [joint.join(units[first:last]) for first, last in itertools.pairwise(bounds)]
+            if max(lengths(pieces)) <= context_length:
+                return pieces
+    raise ValueError(f"context_length {context_length} holds no character of {text[:40]!r}")
 
 
 def average_windows(embeds: np.ndarray, offsets: np.ndarray) -> np.ndarray:

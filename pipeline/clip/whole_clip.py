@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from pipeline.clip.encoder import Encoder, channel_statistics, to_pixels
 from pipeline.clip.text import cuttable_tower, encode_cut
 
-_ON_TOP = {"ln_post", "proj", "head", "ln_final", "text_projection"}  # what follows the last block of a tower
+# What follows the last block of a tower, by the first name below the tower.
+_ON_TOP = {"ln_post", "proj", "head", "ln_final", "text_projection", "norm", "fc_norm", "attn_pool"}
+_TOWERS = {"visual", "text", "trunk"}
 
 
 class WholeClip(nn.Module):
@@ -50,7 +52,7 @@ class WholeClip(nn.Module):
         One level only, everything, where a tower is no transformer of blocks.
         """
         towers = (self.model.visual, getattr(self.model, "text", self.model))
-        blocks = [list(getattr(getattr(tower, "transformer", None), "resblocks", ())) for tower in towers]
+        blocks = [_blocks_of(tower) for tower in towers]
         if not all(blocks):
             return [self]
         depth = max(len(of) for of in blocks)
@@ -59,6 +61,16 @@ class WholeClip(nn.Module):
         below = [
             parameter
             for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad and id(parameter) not in above and not _ON_TOP & set(name.split("."))
+            if parameter.requires_grad and id(parameter) not in above and not _is_on_top(name)
         ]
         return [nn.ParameterList(below), *levels]
+
+
+def _blocks_of(tower: Any) -> list[nn.Module]:
+    """The blocks of a transformer of open_clip's or timm's; none of another tower."""
+    own = getattr(getattr(tower, "transformer", None), "resblocks", ())
+    return list(own) or list(getattr(getattr(tower, "trunk", None), "blocks", ()))
+
+
+def _is_on_top(name: str) -> bool:
+    return next(part for part in name.split(".") if part not in _TOWERS) in _ON_TOP

@@ -61,7 +61,10 @@ def evaluate(
     evaluation, folder = evaluate_chosen(place, chosen, head, options, split=split, through_index=index, report=report)
     card = evaluation.metrics["protocol"]
     heading = f"{card['dataset']}, split {card['split']}: {card['label'] or 'no published split'}"
-    text = results_table([{"system": head.run, **evaluation.contract()}])
+    rows = [{"system": head.run, **evaluation.contract()}]
+    if beside := evaluation.metrics.get("zero_shot"):
+        rows.append({"system": "zero-shot (mean pooling)", "index": None, **beside})
+    text = results_table(rows)
     show(evaluation.contract(), as_json, "\n".join([heading, text, *evaluation.lines, f"kept in {folder}"]))
 
 

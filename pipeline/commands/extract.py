@@ -16,6 +16,7 @@ from pipeline.commands.options import (
     JsonOption,
     LongCaptions,
     Precision,
+    Sampling,
     ShardFormat,
     TokenDtype,
     WorkspaceOption,
@@ -64,6 +65,14 @@ def extract(
         bool | None,
         typer.Option("--quick-gelu/--no-quick-gelu", help="Activation of a weights file that does not state it"),
     ] = None,
+    preprocessing: Annotated[
+        str | None,
+        typer.Option(help="Published tag whose preprocessing a weights file follows, where the model's tags differ"),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Folder of the model's tokenizer, for a machine without network [default: the weights' own]"),
+    ] = None,
     device: DeviceOption = "auto",
     precision: Annotated[Precision, typer.Option(help="Of the encoder")] = "auto",
     num_frames: Annotated[
@@ -71,7 +80,13 @@ def extract(
         typer.Option(
             min=1,
             max=4096,
-            help="Frames a video: the middles of as many equal intervals [default: the preset's, or 12]",
+            help="Frames a video [default: the preset's, or 12]",
+        ),
+    ] = None,
+    sampling: Annotated[
+        Sampling | None,
+        typer.Option(
+            help="The middles of as many equal intervals, or both ends included [default: preset, or middles]"
         ),
     ] = None,
     split: Annotated[
@@ -94,12 +109,17 @@ def extract(
     ] = False,
     hwaccel: Annotated[str | None, typer.Option(help="Hardware decoding of ffmpeg, such as cuda")] = None,
     workers: Annotated[int, typer.Option(min=0, max=1024, help="Decoding processes; 0: one a core")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, max=10**6, help="Frames per encoder batch")] = 64,
+    batch_size: Annotated[int, typer.Option(min=0, max=10**6, help="Frames per encoder batch; 0: the fastest")] = 64,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the image tower first: pays on long runs")
+    ] = False,
     shard_size: Annotated[int, typer.Option(min=1, max=10**6, help="Videos a shard")] = 256,
     shard_format: Annotated[ShardFormat, typer.Option("--format", help="File format of the shards")] = "hdf5",
     long_captions: Annotated[
         LongCaptions,
-        typer.Option(help="Captions of more than 77 tokens: cut, or the average over windows of all of them"),
+        typer.Option(
+            help="Captions beyond the model's context (77 tokens, PE 32, SigLIP 64): cut, or averaged over windows"
+        ),
     ] = "cut",
     retry_failed: Annotated[str | None, typer.Option(help="Retry failed videos: all, or a failure class")] = None,
     min_coverage: Annotated[
@@ -152,6 +172,11 @@ def extract(
             --model ViT-B-32 --pretrained openai
         python cli.py extract --dataset didemo --videos V --annotations A --long-captions windows
         python cli.py extract --videos my_clips/ --model ViT-B-16 --pretrained tuned.pt --quick-gelu
+        python cli.py extract --videos my_clips/ --model ViT-B-16-SigLIP2 --pretrained siglip2.safetensors \\
+            --tokenizer siglip2-tokenizer/
+        python cli.py extract --videos my_clips/ --model PE-Core-T-16-384 --pretrained meta --num-frames 8 \\
+            --sampling ends --cache-blocks 1
+        python cli.py extract --videos my_clips/ --model st:sentence-transformers/clip-ViT-B-32
         python cli.py extract --preset msrvtt-b32 --videos /data/msrvtt --annotations /data/msrvtt_csv
         python cli.py extract --dataset vatex --retry-failed all
         python cli.py extract --config extract.yaml
@@ -168,6 +193,7 @@ def extract(
             pretrained = pretrained or recipe.pretrained
         dataset, model = recipe.dataset, model or recipe.model
         num_frames = recipe.num_frames if num_frames is None else num_frames
+        sampling = recipe.sampling if sampling is None else sampling  # type: ignore[assignment]
         options = {**recipe.dataset_options, **options}
     given = {**locals(), "accept_size": accept, "accept_gone": accept}
 

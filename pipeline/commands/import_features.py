@@ -35,7 +35,7 @@ def import_features(
         raise BadInput("--pretrained names weights of a model", fix="give --model too")
     place = Workspace.locate(workspace)
 
-    from pipeline.clip.encoder import load_encoder
+    from pipeline.clip.embedders import load_embedder
     from pipeline.datasets.folder import read_captions
     from pipeline.datasets.readers import Repairs
     from pipeline.extract.imported import import_features
@@ -51,7 +51,7 @@ def import_features(
         place.features_dir(dataset, name),
         num_frames=num_frames,
         captions=given if captions else None,
-        encoder=load_encoder(model, pretrained) if model else None,
+        encoder=load_embedder(model, pretrained) if model else None,
     )
     if model:
         write_encoder_record(Path(report.store), model=model, pretrained=pretrained, precision="auto")

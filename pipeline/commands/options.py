@@ -19,6 +19,7 @@ from pipeline.errors import BadInput
 Decoder = Literal["pyav", "ffmpeg"]
 LongCaptions = Literal["cut", "windows"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Sampling = Literal["middles", "ends"]
 ShardFormat = Literal["hdf5", "parquet"]
 Ties = Literal["average", "expected", "optimistic", "pessimistic", "clip4clip", "xpool"]
 TokenDtype = Literal["float16", "int8"]

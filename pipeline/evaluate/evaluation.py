@@ -159,6 +159,21 @@ def evaluate(
     )
 
 
+def both_directions(
+    head: RetrievalHead, videos: VideoFeatures, texts: TextFeatures, options: Options
+) -> dict[str, Any]:
+    """`t2v` and `v2t` of a head alone: no intervals, no index. Arguments and errors as of `evaluate`."""
+    order, own = order_by_video(texts, videos)
+    texts = texts.select(order)
+    beside = bytes_beside(len(texts), len(videos), head.config.dim)
+    scorer = Scorer(head, videos, memory_limit=options.memory_limit - beside)
+    counts = count_ranks(score_grid(scorer, texts.text_embeds, own))
+    return {
+        "t2v": summarise(counts.t2v, counts.videos, options.ties),
+        "v2t": summarise(counts.v2t, counts.texts, options.ties),
+    }
+
+
 def order_by_video(texts: TextFeatures, videos: VideoFeatures) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The order that sorts texts by their video's row (T,), and those rows in that order (T,)."""
     if not len(texts) or not len(videos):

@@ -9,15 +9,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.errors import BadInput, MissingData
-from pipeline.evaluate.evaluation import Evaluation, Options, evaluate
+from pipeline.evaluate.evaluation import Evaluation, Options, both_directions, evaluate
 from pipeline.evaluate.index_loss import IndexedGallery
 from pipeline.evaluate.modality_gap import RelevantPairs
 from pipeline.evaluate.report import sample_queries, write_report
-from pipeline.resolve import ResolvedHead, ResolvedStore, split_label
+from pipeline.resolve import ZERO_SHOT, ResolvedHead, ResolvedStore, resolve_head, split_label
 from pipeline.retrieve.corpus import build_corpus_index, generations, locations, outdated, require_indexable
 from pipeline.retrieve.index import IndexSpec
 from pipeline.retrieve.scorer import head_fingerprint
-from pipeline.stores.features import TextFeatures, VideoFeatures
+from pipeline.stores.features import FeatureStore, TextFeatures, VideoFeatures
 from pipeline.stores.generations import Generation, GenerationStore
 from pipeline.stores.manifest import read_manifest
 from pipeline.video.thumbnail import thumbnail
@@ -72,11 +72,31 @@ def evaluate_chosen(
             bank=store.texts("train") if "train" in splits else None,
             protocol=protocol_card(workspace, chosen, head, split, videos, texts),
         )
+    if head.run != ZERO_SHOT:
+        evaluation.metrics["zero_shot"] = zero_shot_row(workspace, chosen, split, options)
     folder = workspace.report_dir(chosen.dataset, head.run)
     evaluation.save(folder)
     if report:
         save_report(folder / "report.html", evaluation, chosen, head, videos, texts)
     return evaluation, folder
+
+
+def zero_shot_row(
+    workspace: Workspace, chosen: ResolvedStore, split: str | None, options: Options
+) -> dict[str, Any] | None:
+    """Both directions of mean pooling on the backbone's raw features, which a head must beat to be worth its training.
+
+    A tuned run's own features are no backbone's: those that it started from are taken; None where these are gone.
+    """
+    store = chosen.store
+    backbone = chosen.encoder.partition("+")[0]
+    if backbone != chosen.encoder:
+        path = workspace.features_dir(chosen.dataset, backbone)
+        if not (path / "store.json").exists():
+            return None
+        store = FeatureStore.open(path)
+    head = resolve_head(workspace, replace(chosen, encoder=backbone, store=store), ZERO_SHOT).head
+    return both_directions(head, store.videos(split, mmap=True), store.texts(split), options)
 
 
 def save_report(

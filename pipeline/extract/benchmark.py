@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.clip.encoder import Encoder
+from pipeline.clip.protocol import Embedder
 from pipeline.errors import BadInput
 from pipeline.extract.driver import extract
 from pipeline.extract.settings import ExtractSettings, encoder_for
@@ -62,7 +62,7 @@ class Rates:
 
 
 def benchmark(
-    manifest: Manifest, settings: ExtractSettings, *, clips: int = 64, encoder: Encoder | None = None
+    manifest: Manifest, settings: ExtractSettings, *, clips: int = 64, encoder: Embedder | None = None
 ) -> Rates:
     """Measure on up to `clips` clips, spread over the manifest. Raises BadInput when none of them decodes."""
     encoder = encoder or encoder_for(settings)
@@ -79,6 +79,7 @@ def benchmark(
         )
 
     frames = np.concatenate([result.frames for result in decoded])
+    settings = replace(settings, batch_size=settings.batch_size or ExtractSettings.batch_size)
     encoder.embed_frames(frames[: settings.batch_size])  # the first batch pays for warming up
     started = time.perf_counter()
     for first in range(0, len(frames), settings.batch_size):
@@ -104,7 +105,7 @@ def benchmark(
     )
 
 
-def _decode(manifest: Manifest, settings: ExtractSettings, encoder: Encoder) -> list[Decoded]:
+def _decode(manifest: Manifest, settings: ExtractSettings, encoder: Embedder) -> list[Decoded]:
     jobs = [Job(index, manifest.resolve(entry), entry.start, entry.end) for index, entry in enumerate(manifest.entries)]
     with DecodePool(jobs, settings.decoding(encoder.frame_size), settings.worker_count) as pool:
         return [result for _, result in pool if isinstance(result, Decoded)]

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from pipeline.clip.encoder import Encoder
+from pipeline.clip.tokenizers import folder_for
 from pipeline.datasets.media import SAMPLE, same_media
 from pipeline.errors import BadInput
 from pipeline.extract.driver import ExtractReport, extract
@@ -31,6 +32,8 @@ def extract_manifest(workspace: Workspace, manifest: Manifest, settings: Extract
         model=settings.model,
         pretrained=settings.pretrained,
         precision=settings.precision,
+        tokenizer=folder_for(settings.model, settings.tokenizer, settings.pretrained),
+        preprocessing=settings.preprocessing,
         hwaccel=settings.hwaccel,
         limits=asdict(settings.limits),
     )

@@ -9,6 +9,7 @@ an undisturbed one writes. Decoding runs ahead over shard borders all the while.
 clip that fails is a row that says why; inputs = done + failed + skipped is checked when a shard is written.
 """
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -24,6 +25,7 @@ import pyarrow.compute as pc
 
 from pipeline.clip.activations import require_cacheable
 from pipeline.clip.encoder import Encoder
+from pipeline.clip.protocol import Embedder
 from pipeline.clip.text import encode_sentences, require_windows
 from pipeline.errors import BadInput, DiskFull, UserError, disk_full
 from pipeline.extract.cache_size import cache_bytes, require_room
@@ -41,6 +43,8 @@ from pipeline.video.job import Job
 from pipeline.video.limits import DecodeFailure
 from pipeline.video.passes import completion
 from pipeline.video.pool import Decoded, DecodePool
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def extract(
     store_path: Path,
     settings: ExtractSettings,
     *,
-    encoder: Encoder | None = None,
+    encoder: Embedder | None = None,
     sync: bool = False,
     amend: bool = True,
 ) -> ExtractReport:
@@ -101,9 +105,10 @@ def extract(
         raise BadInput(f"data set {manifest.name!r} holds no videos")
     started = time.perf_counter()
     encoder = encoder or encoder_for(settings)
-    if settings.long_captions == "windows":
+    if settings.long_captions == "windows" and isinstance(encoder, Encoder):
         require_windows(encoder)
     if settings.cache_blocks:
+        encoder = require_open_clip(encoder, settings.model)
         require_cacheable(encoder.model, settings.model, settings.cache_blocks)
         require_room(cache_bytes(encoder, manifest, settings.num_frames, settings.token_dtype), store_path, settings)
     fingerprint = {**encoder.settings, **settings.fingerprint_part()}
@@ -114,6 +119,7 @@ def extract(
         if plan:
             begin(plan, store)
             manifest = plan.manifest
+        settings = _with_batch_size(settings, encoder)
         videos = _extract_videos(manifest, store, settings, encoder, plan.redo if plan else ())
         captions = _extract_texts(manifest, store, settings, encoder)
         if plan:
@@ -126,6 +132,27 @@ def extract(
         store.write_failures_table()
         report = _report(manifest, store, settings, videos, captions, time.perf_counter() - started)
         return replace(report, changes=plan.changes) if plan else report
+
+
+def require_open_clip(encoder: Embedder, model: str) -> Encoder:
+    """The encoder, if it is open_clip's, whose blocks can be reached. Raises BadInput."""
+    if not isinstance(encoder, Encoder):
+        raise BadInput(
+            f"--cache-blocks: {model} is no model of open_clip's, whose blocks alone can be cached",
+            fix="leave --cache-blocks out, or name the open_clip model of the same weights",
+        )
+    return encoder
+
+
+def _with_batch_size(settings: ExtractSettings, encoder: Embedder) -> ExtractSettings:
+    """The settings with a batch size, found on the device where it was left to us."""
+    if settings.batch_size:
+        return settings
+    if not isinstance(encoder, Encoder):
+        return replace(settings, batch_size=ExtractSettings.batch_size)
+    size = encoder.fastest_batch()
+    log.info(f"encoding {size} frames at once, the fastest batch on {encoder.device}")
+    return replace(settings, batch_size=size)
 
 
 def _report(
@@ -157,7 +184,7 @@ def _report(
 
 
 def _extract_videos(
-    manifest: Manifest, store: FeatureStore, settings: ExtractSettings, encoder: Encoder, redo: Collection[str] = ()
+    manifest: Manifest, store: FeatureStore, settings: ExtractSettings, encoder: Embedder, redo: Collection[str] = ()
 ) -> int:
     """How many clips this run tried."""
     failures = store.failures_table()
@@ -217,14 +244,15 @@ def _skipped(manifest: Manifest) -> list[dict[str, str]]:
 class _VideoShard:
     """The rows of one shard while its clips come in; frames wait only until a batch is full."""
 
-    def __init__(self, entries: Sequence[VideoEntry], settings: ExtractSettings, encoder: Encoder):
+    def __init__(self, entries: Sequence[VideoEntry], settings: ExtractSettings, encoder: Embedder):
         self.entries, self._settings, self._encoder = entries, settings, encoder
         shape = (len(entries), settings.num_frames)
         self._embeds = np.zeros((*shape, encoder.dim), np.float16)
         self._pts = np.full(shape, np.nan)
         self._activations: np.ndarray | None = None
         if settings.cache_blocks:
-            self._activations = np.zeros((*shape, *encoder.model.visual.positional_embedding.shape), np.float16)
+            of = require_open_clip(encoder, settings.model)
+            self._activations = np.zeros((*shape, *of.activation_shape), np.float16)
         self._done: list[VideoEntry] = []
         self._sources: list[ClipSource] = []
         self._failure_sources: dict[str, ClipSource] = {}
@@ -257,7 +285,8 @@ class _VideoShard:
         places = tuple(np.array(self._places[:count]).T)
         frames, blocks = np.stack(self._pending[:count]), self._settings.cache_blocks
         if self._activations is not None:
-            encoded, self._activations[places] = self._encoder.embed_frames_caching(frames, blocks)
+            of = require_open_clip(self._encoder, self._settings.model)
+            encoded, self._activations[places] = of.embed_frames_caching(frames, blocks)
         else:
             encoded = self._encoder.embed_frames(frames)
         embeds = encoded.numpy()
@@ -308,7 +337,7 @@ def _clip_source(entry: VideoEntry, file: SourceFile) -> ClipSource:
 # -- captions
 
 
-def _extract_texts(manifest: Manifest, store: FeatureStore, settings: ExtractSettings, encoder: Encoder) -> int:
+def _extract_texts(manifest: Manifest, store: FeatureStore, settings: ExtractSettings, encoder: Embedder) -> int:
     """How many captions this run encoded. A caption that changed under its id is encoded again."""
     told = manifest.texts
     same = pc.fill_null(pc.equal(told["caption"], store.captions_of(told["caption_id"])), False)
@@ -321,11 +350,13 @@ def _extract_texts(manifest: Manifest, store: FeatureStore, settings: ExtractSet
     ]
     shards = [rows[first : first + settings.text_shard_size] for first in range(0, len(rows), settings.text_shard_size)]
     embed = _remembering(encoder, shards, settings)
+    _say_cut([caption for _, _, caption in rows], settings, encoder)
     with progress("captions") as step:
         for number, shard in enumerate(shards, start=1):
             captions = [caption for _, _, caption in shard]
             if settings.cache_blocks:
-                vectors, cached = encode_sentences(encoder, captions, settings.text_batch_size, settings.cache_blocks)
+                of = require_open_clip(encoder, settings.model)
+                vectors, cached = encode_sentences(of, captions, settings.text_batch_size, settings.cache_blocks)
                 embeds, activations = vectors.numpy(), text_columns(cached, settings.token_dtype)
             else:
                 embeds, activations = embed(captions), None
@@ -341,8 +372,18 @@ def _extract_texts(manifest: Manifest, store: FeatureStore, settings: ExtractSet
     return len(rows)
 
 
+def _say_cut(captions: Sequence[str], settings: ExtractSettings, encoder: Embedder) -> None:
+    """Log how many captions lose their ends to the model's context."""
+    context, cut = encoder.context_length, encoder.count_cut(captions)
+    if settings.long_captions == "cut" and cut:
+        log.warning(
+            f"{cut} of {len(captions)} captions are longer than the {context} tokens that {settings.model} reads, and "
+            "are cut; --long-captions windows reads them whole"
+        )
+
+
 def _remembering(
-    encoder: Encoder, shards: Sequence[Sequence[tuple[str, VideoEntry, str]]], settings: ExtractSettings
+    encoder: Embedder, shards: Sequence[Sequence[tuple[str, VideoEntry, str]]], settings: ExtractSettings
 ) -> Callable[[Sequence[str]], np.ndarray]:
     """An embedder that encodes each distinct sentence once over all shards, keeping only those that come up again."""
     appearances = Counter(caption for shard in shards for caption in {caption for _, _, caption in shard})

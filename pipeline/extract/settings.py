@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.clip.encoder import Encoder, load_encoder
+from pipeline.clip.embedders import load_embedder
+from pipeline.clip.encoder import Encoder
+from pipeline.clip.protocol import Embedder
 from pipeline.errors import BadInput
 from pipeline.frame_size import FrameSize
 from pipeline.stores.activations import DTYPES as TOKEN_DTYPES
@@ -13,7 +15,7 @@ from pipeline.stores.shards import SUFFIXES
 from pipeline.video.job import DecodeSettings
 from pipeline.video.limits import Limits
 from pipeline.video.pool import available_cores
-from pipeline.video.sampling import RULE
+from pipeline.video.sampling import RULES, rule_of
 from pipeline.video.stored import decoder_version
 
 DECODERS = ("pyav", "ffmpeg")
@@ -22,7 +24,8 @@ LONG_CAPTIONS = ("cut", "windows")
 
 @dataclass(frozen=True)
 class ExtractSettings:
-    """Settings of an extraction. Only the encoder, num_frames, the decoder and long_captions change the features.
+    """Settings of an extraction. Only the encoder, num_frames, sampling, the decoder and long_captions change the
+    features.
 
     `workers` 0: one decoding process a core. `retry_failed`: None, "all", or a failure class such as "TimeLimit".
     `min_coverage`: the least share of videos (skipped ones aside) that must be done for the run to count as good.
@@ -30,19 +33,25 @@ class ExtractSettings:
     `long_captions`: "cut" after the text tower's context, or "windows" over the whole caption, averaged.
     `accept_gone`: files of any number may be gone (see `pipeline.extract.sync`).
     `quick_gelu`: activation of weights that do not record it (see `pipeline.clip.loading`).
+    `preprocessing`, `tokenizer`: see `pipeline.clip.encoder.load_encoder`. `batch_size` 0: the fastest that fits the
+    device's memory. `compile`: compile the image tower, which pays on long runs.
     """
 
     model: str = "shapes-clip"
     pretrained: str | None = None
     quick_gelu: bool | None = None
+    preprocessing: str | None = None
+    tokenizer: str | None = None
     device: str = "auto"
     precision: str = "auto"
     num_frames: int = 12
+    sampling: str = "middles"
     decoder: str = "pyav"
     allow_mixed_decoders: bool = False
     hwaccel: str | None = None
     workers: int = 0
     batch_size: int = 64
+    compile: bool = False
     text_batch_size: int = 256
     shard_size: int = 256
     text_shard_size: int = 16384
@@ -58,9 +67,13 @@ class ExtractSettings:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "batch_size", "text_batch_size", "shard_size", "text_shard_size"):
+        for name in ("num_frames", "text_batch_size", "shard_size", "text_shard_size"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} must be at least 1", got=getattr(self, name))
+        if self.batch_size < 0:
+            raise BadInput("batch_size must be 0 (found automatically) or more", got=self.batch_size)
+        if self.sampling not in RULES:
+            raise BadInput("unknown --sampling", expected=tuple(RULES), got=repr(self.sampling))
         if self.cache_blocks < 0:
             raise BadInput("--cache-blocks must be 0 (none) or more", got=self.cache_blocks)
         if self.token_dtype not in TOKEN_DTYPES:
@@ -91,7 +104,7 @@ class ExtractSettings:
 
     def decoding(self, size: FrameSize) -> DecodeSettings:
         """Settings of the decoding processes, for frames of the encoder's size."""
-        return DecodeSettings(self.num_frames, size, self.decode_chain, self.hwaccel, self.limits)
+        return DecodeSettings(self.num_frames, size, self.decode_chain, self.hwaccel, self.limits, self.sampling)
 
     @property
     def worker_count(self) -> int:
@@ -104,7 +117,7 @@ class ExtractSettings:
         return {
             **cached,
             **windows,
-            "sampling": RULE,
+            "sampling": RULES[self.sampling],
             "num_frames": self.num_frames,
             "decoder": self.decode_chain,
             "decoder_version": decoder_version(self.decode_chain),
@@ -121,6 +134,9 @@ def settings_of(store: FeatureStore) -> ExtractSettings:
         quick_gelu=store.settings["activation"] == "quickgelu",
         long_captions=store.settings.get("long_captions", "cut"),
         precision=store.settings["dtype"],
+        preprocessing=about.get("preprocessing"),
+        tokenizer=about.get("tokenizer"),
+        sampling=rule_of(store.settings["sampling"]),
         num_frames=store.num_frames,
         decoder=decoders[0],
         allow_mixed_decoders=len(decoders) > 1,
@@ -132,12 +148,19 @@ def settings_of(store: FeatureStore) -> ExtractSettings:
     )
 
 
-def encoder_for(settings: ExtractSettings) -> Encoder:
+def encoder_for(settings: ExtractSettings) -> Embedder:
     """Load the encoder that the settings name."""
-    return load_encoder(
+    encoder = load_embedder(
         settings.model,
         settings.pretrained,
         device=settings.device,
         precision=settings.precision,
         quick_gelu=settings.quick_gelu,
+        preprocessing=settings.preprocessing,
+        tokenizer=settings.tokenizer,
     )
+    if settings.compile:
+        if not isinstance(encoder, Encoder):
+            raise BadInput(f"--compile: {settings.model} cannot be compiled", fix="leave --compile out")
+        encoder.compile()
+    return encoder

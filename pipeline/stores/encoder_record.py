@@ -22,16 +22,23 @@ def write_encoder_record(
     precision: str,
     hwaccel: str | None = None,
     limits: Mapping[str, Any] | None = None,
+    tokenizer: str | None = None,
+    preprocessing: str | None = None,
 ) -> None:
-    """Record the encoder of the store in the folder `store`; a local weights file by its absolute path."""
+    """Record the encoder of the store in the folder `store`; a local file or folder by its absolute path."""
     if pretrained and Path(pretrained).is_file():
         pretrained = str(Path(pretrained).resolve())
     about = {"model": model, "pretrained": pretrained, "precision": precision}
+    if tokenizer:
+        about["tokenizer"] = str(Path(tokenizer).resolve())
+    if preprocessing:
+        about["preprocessing"] = preprocessing
     write_json(store / NAME, {**about, "hwaccel": hwaccel, "limits": dict(limits or {})})
 
 
 def read_encoder_record(store: Path) -> dict[str, Any]:
-    """{"model", "pretrained", "precision", "hwaccel", "limits"} of the store in the folder `store`.
+    """{"model", "pretrained", "precision", "hwaccel", "limits"} of the store in the folder `store`; "tokenizer" and
+    "preprocessing" where they were given.
 
     Raises MissingData for imported features whose encoder was not named.
     """

@@ -19,6 +19,7 @@ from torch import nn
 from dits_head.clip_top import depth
 from dits_head.head import RetrievalHead
 from dits_head.joint import JointModel, layerwise_groups
+from dits_head.towers import Uncacheable
 from pipeline.clip.stored import encoder_of
 from pipeline.errors import BadInput
 from pipeline.resolve import ResolvedStore, remember_store
@@ -58,7 +59,10 @@ class TuneSettings:
 def tune_settings(chosen: ResolvedStore, how: int | str, **given: Any) -> TuneSettings:
     """how: so many top blocks, "all" of them, or "end-to-end". `given` comes before the preset's."""
     if how == "all":
-        how = depth(encoder_of(chosen.store, device="cpu", to_train=True).model)
+        try:
+            how = depth(encoder_of(chosen.store, device="cpu", to_train=True).model)
+        except Uncacheable as reason:
+            raise BadInput(f"--train-blocks all: {reason}", fix="train with --end-to-end, or a head alone") from None
     blocks = None if how == "end-to-end" else int(how)
     return TuneSettings(blocks, **preset_of(chosen).get("tune", {}) | given)
 

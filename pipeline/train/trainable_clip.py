@@ -18,6 +18,7 @@ from torch import nn
 from dits_head.clip_top import ClipTop, LowerBlocks
 from pipeline.clip.encoder import Encoder
 from pipeline.clip.loading import ACTIVATION, weights_digest
+from pipeline.clip.preprocessing import KEY, preprocessing_metadata
 from pipeline.clip.stored import encoder_of
 from pipeline.clip.whole_clip import WholeClip
 from pipeline.errors import BadInput
@@ -196,5 +197,6 @@ def clips_of(workspace: Workspace, chosen: ResolvedStore) -> Manifest:
 def write_clip(model: nn.Module, path: Path, activation: str) -> None:
     """Save a whole CLIP as a file that open_clip loads alone."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    stated = {ACTIVATION: activation, KEY: preprocessing_metadata(model.visual.preprocess_cfg)}  # type: ignore[union-attr, arg-type]
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt", ACTIVATION: activation})
+        save_file(tensors, temporary, metadata={"format": "pt", **stated})

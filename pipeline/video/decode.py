@@ -40,7 +40,7 @@ def decode(jobs: Sequence[Job], settings: DecodeSettings) -> Iterator[Result]:
     ends = [completion(job.start, job.end) for job in jobs]
     if len({job.source for job in jobs}) != 1 or any(one > other for one, other in pairwise(ends)):
         raise ValueError("one pass takes clips of one file, in the order of their ends")
-    requests = [FrameRequest(settings.num_frames, settings.size, job.start, job.end) for job in jobs]
+    requests = [FrameRequest(settings.num_frames, settings.size, job.start, job.end, settings.sampling) for job in jobs]
     done, source = 0, None
     try:
         with local_file(jobs[0].source, settings.limits) as path:

@@ -87,7 +87,9 @@ def decode_clips(
     times = presentation_times(_frame_times(source, limits), FALLBACK_RATE)
     if not times:
         raise DecodeFailure("decode", "NoFrames", "ffmpeg decoded no frame")
-    chosen = [choose_frames(times, request.num_frames, request.start, request.end) for request in requests]
+    chosen = [
+        choose_frames(times, request.num_frames, request.start, request.end, request.sampling) for request in requests
+    ]
     first = 0
     while first < len(requests):
         after = first + 1

@@ -38,7 +38,7 @@ from pipeline.video.bitstream import PictureInfo, inspect, nal_length_size
 from pipeline.video.frames import fit, is_quarter_turn, turn
 from pipeline.video.limits import DecodeFailure, Limits
 from pipeline.video.packet_selection import PacketRow, Run, plan_runs, shown_order
-from pipeline.video.sampling import choose_frames, frames_inside, middle_indices
+from pipeline.video.sampling import choose_frames, frames_inside
 
 NAME = "pyav"
 FORMATS = (  # libavformat demuxers that read one self-contained file; the audio ones say "no video stream"
@@ -58,6 +58,7 @@ class FrameRequest:
     size: FrameSize
     start: float | None = None
     end: float | None = None
+    sampling: str = "middles"
 
 
 @dataclass(frozen=True)
@@ -343,7 +344,7 @@ def _plan(packets: _Packets, requests: Sequence[FrameRequest]) -> _Plan | None:
     times = [packets.seconds(rows[index].pts or 0) for index in order]
     wanted, targets = [], []
     for request in requests:
-        chosen = choose_frames(times, request.num_frames, request.start, request.end)
+        chosen = choose_frames(times, request.num_frames, request.start, request.end, request.sampling)
         targets.append([order[place] for place in chosen])
         seconds = np.array([times[place] - times[0] for place in chosen])
         wanted.append(_Wanted([rows[index].pts or 0 for index in targets[-1]], seconds))
@@ -497,10 +498,7 @@ def _one_pass(
     that `expected` says; after the first that does not, only the times are gathered. Stops after the last clip."""
     develop, done, rate = _Developer(packets.stream, requests[0].size, packets.limits), _Pass(), _rate(packets)
     guesses = [frames_inside(expected, request.start, request.end) for request in requests]
-    places = [
-        [inside[at] for at in middle_indices(len(inside), r.num_frames)]
-        for inside, r in zip(guesses, requests, strict=True)
-    ]
+    places = [choose_frames(expected, r.num_frames, r.start, r.end, r.sampling) for r in requests]
     found: list[dict[int, np.ndarray]] = [{} for _ in requests]
     takers: defaultdict[int, list[int]] = defaultdict(list)
     for number, wanted in enumerate(places):

@@ -9,7 +9,8 @@ from pipeline.video.limits import Limits
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """Settings of a decoding process. decoder: "pyav", "ffmpeg", or "pyav+ffmpeg" (see decode.py).
+    """Settings of a decoding process. decoder: "pyav", "ffmpeg", or "pyav+ffmpeg" (see decode.py); sampling: "middles"
+    or "ends" (see sampling.py).
 
     `measure`: the answers hold no frames, and as `times` 0 and the seconds that the file lasts.
     """
@@ -20,6 +21,7 @@ class DecodeSettings:
     hwaccel: str | None = None
     limits: Limits = field(default_factory=Limits)
     measure: bool = False
+    sampling: str = "middles"
 
     @property
     def clip_bytes(self) -> int:

@@ -1,15 +1,19 @@
-"""Frame sampling: X-Pool's uniform rule, on presentation order.
+"""Frame sampling on presentation order, by one of two rules.
 
-The n frames of a clip, in the order in which a player shows them, are cut into F equal intervals and the middle frame
-of each is taken; a clip of fewer than F frames gives all of them (the rest of its row is masked). The frame rate and
-frame count that a header claims play no part: `frames` are those that really come out of the decoder.
+`middles`, X-Pool's: the n frames of a clip, in the order in which a player shows them, are cut into F equal intervals
+and the middle frame of each is taken. `ends`, the Perception Encoder's (with 8 frames): F frames at equal distances,
+the first and the last of the clip among them. A clip of fewer than F frames gives all of them (the rest of its row is
+masked). The frame rate and frame count that a header claims play no part: `frames` are those that really come out of
+the decoder.
 """
 
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 
-RULE = "xpool-uniform-middle"  # the name under which the store's fingerprint knows this rule
+# A rule's name in the store's fingerprint.
+RULES = {"middles": "xpool-uniform-middle", "ends": "uniform-both-ends"}
+RULE = RULES["middles"]
 
 
 def middle_indices(frame_count: int, num_frames: int) -> list[int]:
@@ -29,8 +33,34 @@ def middle_indices(frame_count: int, num_frames: int) -> list[int]:
     return [(first + after - 1) // 2 for first, after in pairwise(bounds)]
 
 
+def end_indices(frame_count: int, num_frames: int) -> list[int]:
+    """Indices into `frame_count` frames at equal distances from the first to the last, rounded down; strictly
+    increasing, min(num_frames, frame_count) of them. One frame alone is the middle.
+
+    >>> end_indices(40, 4)
+    [0, 13, 26, 39]
+    >>> end_indices(3, 12)
+    [0, 1, 2]
+    """
+    if num_frames < 1:
+        raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+    parts = min(num_frames, frame_count)
+    if parts < 2:
+        return middle_indices(frame_count, num_frames)
+    return [index * (frame_count - 1) // (parts - 1) for index in range(parts)]
+
+
+def rule_of(stored: str) -> str:
+    """The rule that a store's fingerprint names: "middles" or "ends". Imported features have none: "middles"."""
+    return next((rule for rule, name in RULES.items() if name == stored), "middles")
+
+
 def choose_frames(
-    times: Sequence[float], num_frames: int, start: float | None = None, end: float | None = None
+    times: Sequence[float],
+    num_frames: int,
+    start: float | None = None,
+    end: float | None = None,
+    rule: str = "middles",
 ) -> list[int]:
     """Sample frame indices from `times` (seconds, ascending, presentation order).
 
@@ -38,7 +68,8 @@ def choose_frames(
     that holds no frame gives an empty list.
     """
     inside = frames_inside(times, start, end)
-    return [inside[index] for index in middle_indices(len(inside), num_frames)]
+    indices = {"middles": middle_indices, "ends": end_indices}[rule]
+    return [inside[index] for index in indices(len(inside), num_frames)]
 
 
 def frames_inside(times: Sequence[float], start: float | None = None, end: float | None = None) -> range:

@@ -146,8 +146,10 @@ def twins(tmp_path_factory) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", ["tuned.safetensors", "tuned.pt"])
 def test_weights_that_do_not_tell_their_activation_are_refused_until_it_is_said(twins, name):
-    def load(model: str, **said: bool) -> str:
-        return load_encoder(model, twins[name], device="cpu", precision="float32", **said).settings["activation"]
+    def load(model: str, quick_gelu: bool | None = None) -> str:
+        return load_encoder(model, twins[name], device="cpu", precision="float32", quick_gelu=quick_gelu).settings[
+            "activation"
+        ]
 
     with pytest.raises(BadInput, match=r"--quick-gelu .*test-twin-clip-quickgelu.*--no-quick-gelu"):
         load("test-twin-clip")

@@ -1,3 +1,4 @@
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.video.sampling import choose_frames, middle_indices
+from pipeline.video.sampling import RULES, choose_frames, end_indices, middle_indices, rule_of
 
 
 def xpool_reference(frame_count: int, num_frames: int, linspace=np.linspace) -> list[int]:
@@ -61,3 +62,26 @@ def test_window_agrees_with_filtering_first(times, num_frames, start, length):
     inside = [i for i, t in enumerate(times) if times[0] + start <= t < times[0] + start + length]
     expected = [inside[i] for i in xpool_reference(len(inside), num_frames)] if inside else []
     assert choose_frames(times, num_frames, start, start + length) == expected
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 8, 12])
+def test_end_indices_are_those_of_linspace(num_frames):
+    """Against numpy in exact arithmetic: equal distances from the first frame to the last, rounded down."""
+    for count in range(1, 200):
+        found = end_indices(count, num_frames)
+        parts = min(count, num_frames)
+        if parts > 1:
+            assert found == [math.floor(Fraction(count - 1, parts - 1) * place) for place in range(parts)]
+            assert (found[0], found[-1]) == (0, count - 1)
+        assert len(set(found)) == len(found) == parts
+
+
+def test_both_ends_of_a_window():
+    times = [index / 10 for index in range(100)]
+    assert choose_frames(times, 8, rule="ends") == [0, 14, 28, 42, 56, 70, 84, 99]
+    assert choose_frames(times, 2, start=2.0, end=3.0, rule="ends") == [20, 29]
+
+
+def test_a_store_names_its_rule():
+    assert {rule: rule_of(name) for rule, name in RULES.items()} == {"middles": "middles", "ends": "ends"}
+    assert rule_of("imported") == "middles"
