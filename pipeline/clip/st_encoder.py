@@ -118,7 +118,9 @@ def load_st_encoder(
         reason = " ".join(str(error).split())[:300]
         raise BadInput(f"{model} cannot be loaded ({type(error).__name__}: {reason})", fix="check the name") from error
     if not {"text", "image"} <= set(loaded.modalities):
-        raise BadInput(f"{model} embeds {', '.join(loaded.modalities)}", expected="a model of texts and images")
+        raise BadInput(
+            f"{model} embeds {', '.join(map(str, loaded.modalities))}", expected="a model of texts and images"
+        )
     dtype = torch.float32 if precision == "auto" else getattr(torch, precision)
     loaded = loaded.to(dtype).eval().requires_grad_(False)
     size = _frame_size(loaded, model)
@@ -130,7 +132,7 @@ def load_st_encoder(
         "activation": "own",
         "preprocessing": {**size.describe(), "processor": type(processor).__name__},
         "dtype": str(dtype).removeprefix("torch."),
-        "embed_dim": int(loaded.get_embedding_dimension()),
+        "embed_dim": int(loaded.get_embedding_dimension() or 0),
     }
     return SentenceTransformersEncoder(loaded, settings, size)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 
-from pipeline.clip.encoder import Encoder
+from pipeline.clip.protocol import Embedder
 from pipeline.datasets import build_manifest
 from pipeline.datasets.folder import ABSENT
 from pipeline.datasets.manifests import folder_name, source_manifest
@@ -31,7 +31,7 @@ class CorpusFiles:
     def __init__(self, workspace: Workspace, chosen: ResolvedStore, settings: ExtractSettings):
         self._workspace, self._chosen, self._settings = workspace, chosen, settings
         self._path = chosen.store.path
-        self._encoder: Encoder | None = None
+        self._encoder: Embedder | None = None
 
     def update_all(self) -> FileChanges:
         """Look at every file that the store was made from, and list the data set's own folder again.
@@ -126,7 +126,7 @@ class CorpusFiles:
                 finish(plan, store)
         return plan.changes
 
-    def _loaded(self) -> Encoder:
+    def _loaded(self) -> Embedder:
         self._encoder = self._encoder or encoder_for(self._settings)
         return self._encoder
 

@@ -100,7 +100,7 @@ def benchmark(
         whole_seconds,
         workers=settings.worker_count,
         file_bytes=sum(os.path.getsize(path) for path in map(chosen.resolve, chosen.entries) if os.path.isfile(path)),
-        device=str(encoder.device),
+        device=settings.device,
         model=encoder.settings["model"],
     )
 

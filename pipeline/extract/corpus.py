@@ -4,7 +4,7 @@ import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from pipeline.clip.encoder import Encoder
+from pipeline.clip.protocol import Embedder
 from pipeline.clip.tokenizers import folder_for
 from pipeline.datasets.media import SAMPLE, same_media
 from pipeline.errors import BadInput
@@ -42,7 +42,7 @@ def extract_manifest(workspace: Workspace, manifest: Manifest, settings: Extract
 
 
 def extract_into(
-    workspace: Workspace, manifest: Manifest, store: Path, settings: ExtractSettings, encoder: Encoder | None = None
+    workspace: Workspace, manifest: Manifest, store: Path, settings: ExtractSettings, encoder: Embedder | None = None
 ) -> ExtractReport:
     """Bring a store up to date with a manifest and the files, and write the manifest with what is known of them."""
     report = extract(manifest, store, settings, encoder=encoder, sync=True)

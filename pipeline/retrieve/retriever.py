@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.clip.advice import warn_of_test_model
-from pipeline.clip.encoder import Encoder
-from pipeline.clip.stored import encoder_of
+from pipeline.clip.protocol import Embedder
+from pipeline.clip.stored import embedder_of
 from pipeline.device import resolve_device
 from pipeline.errors import BadInput, MissingData
 from pipeline.resolve import ResolvedStore, resolve_store
@@ -44,7 +44,7 @@ class Retriever:
     def __init__(self, searcher: Searcher, chosen: ResolvedStore, corpus: str, device: str) -> None:
         self._searcher, self._chosen, self._device = searcher, chosen, device
         self.corpus = corpus
-        self._encoder: Encoder | None = None
+        self._encoder: Embedder | None = None
         self._lock = Lock()
 
     @classmethod
@@ -178,11 +178,11 @@ class Retriever:
     # -- embeddings
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> Embedder:
         """The encoder of the corpus, loaded once."""
         with self._lock:
             if self._encoder is None:
-                self._encoder = encoder_of(self._chosen.store, self._device)
+                self._encoder = embedder_of(self._chosen.store, self._device)
             return self._encoder
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:

@@ -87,9 +87,7 @@ def decode_clips(
     times = presentation_times(_frame_times(source, limits), FALLBACK_RATE)
     if not times:
         raise DecodeFailure("decode", "NoFrames", "ffmpeg decoded no frame")
-    chosen = [
-        choose_frames(times, request.num_frames, request.start, request.end, request.sampling) for request in requests
-    ]
+    chosen = [choose_frames(times, r.num_frames, r.start, r.end, r.sampling) for r in requests]
     first = 0
     while first < len(requests):
         after = first + 1

@@ -20,8 +20,8 @@ class DecodeSettings:
     decoder: str = "pyav"
     hwaccel: str | None = None
     limits: Limits = field(default_factory=Limits)
-    measure: bool = False
     sampling: str = "middles"
+    measure: bool = False
 
     @property
     def clip_bytes(self) -> int:
