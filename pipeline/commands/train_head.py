@@ -29,7 +29,8 @@ def train_head(
     head: Annotated[
         str,
         typer.Option(
-            help="mean-pool, xpool, mlp, fixed-prior, diffusion, dits, tmass, tmass-lite, or module:Class of your own"
+            help="mean-pool, xpool, mlp, fixed-prior, diffusion, dits, tmass, tmass-lite, cca, three-views, or "
+            "module:Class of your own"
         ),
     ] = "dits",
     set_: Annotated[
@@ -78,6 +79,7 @@ def train_head(
         python cli.py train-head --head dits --set T_prime=5 --set condition=t --seed 1
         python cli.py train-head --paper-literal
         python cli.py train-head --head xpool --train-blocks 2
+        python cli.py train-head --head three-views
         python cli.py train-head --head dits --end-to-end
         python cli.py train-head --head dits --set T_prime=1 --distill dits-1a2b3c4d
         python cli.py train-head --config train.yaml --seed 1

@@ -1,5 +1,6 @@
 """One run of stage 2, whatever its task: split, model, training, checkpoint, record."""
 
+import logging
 import resource
 import sys
 from collections.abc import Mapping
@@ -7,12 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
 
 from dits_head.config import HeadConfig
 from dits_head.head import RetrievalHead, build_head
+from dits_head.schedule import make_schedule, reach
 from pipeline.errors import BadInput, FingerprintMismatch
 from pipeline.fingerprint import describe_difference, fingerprint
 from pipeline.resolve import ResolvedStore, open_head
@@ -22,6 +25,8 @@ from pipeline.train.batches import training_features
 from pipeline.train.loop import Progress, TrainSettings, train
 from pipeline.train.tasks import HeadTask, Measure
 from pipeline.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,8 @@ def train_head(
         return _finished(run_dir, identity)
 
     train_split, val_split, selected_on = training_features(chosen.store, settings.seed)
+    if warning := unit_warning(config, train_split[1].text_embeds):
+        log.warning(warning)
     head = _new_head(workspace, chosen, config, settings.seed, options.start_from)
     model = task.build(workspace, chosen, head)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -117,6 +124,21 @@ def train_head(
         checkpoints.save_head(run_dir, head.state_dict(), record)
         checkpoints.clear_resume(run_dir)
     return _summary(record)
+
+
+def unit_warning(config: HeadConfig, text_embeds: np.ndarray) -> str:
+    """What to say of a sampler whose steps or noise have a fixed unit, and are longer than the texts (T, D); or ""."""
+    if config.head != "dits" or config.relative or not config.steps:
+        return ""
+    steps, noise = reach(make_schedule(config.schedule, config.T), config.steps, config.dim)
+    text = 1.0 if config.normalise else float(np.linalg.norm(text_embeds.astype(np.float32), axis=1).mean())
+    noise *= config.noise_train
+    if max(steps, noise) <= text:
+        return ""
+    return (
+        f"eq. 8's noise has length {noise:.3g} and its chi sum to {steps:.3g}, where texts have length {text:.3g}: they "
+        "may drown them; `relative=true` (the default of --head dits) relates both to it"
+    )
 
 
 def _new_head(
