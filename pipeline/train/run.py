@@ -136,8 +136,8 @@ def unit_warning(config: HeadConfig, text_embeds: np.ndarray) -> str:
     if max(steps, noise) <= text:
         return ""
     return (
-        f"eq. 8's noise has length {noise:.3g} and its chi sum to {steps:.3g}, where texts have length {text:.3g}: they "
-        "may drown them; `relative=true` (the default of --head dits) relates both to it"
+        f"eq. 8's noise has length {noise:.3g} and its chi sum to {steps:.3g}, where texts have length {text:.3g}: "
+        "they may drown them; `relative=true` (the default of --head dits) relates both to it"
     )
 
 
