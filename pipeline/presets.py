@@ -162,9 +162,9 @@ def _of_the_paper(name: str) -> Preset:
 
 
 PRESETS: dict[str, Preset] = {name: _of_the_paper(name) for name in _PAPER} | {
-    "shapes": Preset(
-        name="shapes",
-        dataset="shapes",
+    name: Preset(
+        name=name,
+        dataset=name,
         model="shapes-clip",
         pretrained=None,
         videos=3200,
@@ -173,8 +173,9 @@ PRESETS: dict[str, Preset] = {name: _of_the_paper(name) for name in _PAPER} | {
         head={"head": "dits", "init_logit_scale": 30.0},
         train={"lr": 3e-3, "epochs": 8, "batch_size": 128},
         tune={"clip_lr": 1e-3},
-        remark="the built-in data set and backbone: minutes on two cores, no download; the paper has no such row",
+        remark="a built-in data set and backbone: minutes on two cores, no download; the paper has no such row",
     )
+    for name in ("shapes", "shapes-hard")
 }
 
 

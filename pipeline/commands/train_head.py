@@ -18,7 +18,7 @@ from pipeline.commands.options import (
     show,
 )
 from pipeline.errors import BadInput
-from pipeline.train.head_options import check_head
+from pipeline.train.head_options import DEFAULT_HEAD, check_head
 from pipeline.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 def train_head(
     ctx: typer.Context,
     head: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="mean-pool, xpool, mlp, fixed-prior, diffusion, dits, tmass, tmass-lite, cca, three-views, or "
-            "module:Class of your own"
+            "module:Class of your own [default: three-views; dits with --paper-literal]"
         ),
-    ] = "dits",
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the head, name=value; repeatable")
     ] = None,
@@ -75,11 +75,11 @@ def train_head(
 
     \b
         python cli.py train-head
+        python cli.py train-head --head dits
         python cli.py train-head --head xpool
         python cli.py train-head --head dits --set T_prime=5 --set condition=t --seed 1
         python cli.py train-head --paper-literal
         python cli.py train-head --head xpool --train-blocks 2
-        python cli.py train-head --head three-views
         python cli.py train-head --head dits --end-to-end
         python cli.py train-head --head dits --set T_prime=1 --distill dits-1a2b3c4d
         python cli.py train-head --config train.yaml --seed 1
@@ -91,6 +91,7 @@ def train_head(
         )
     if distill and (end_to_end or train_blocks):
         raise BadInput("--distill trains a head alone", fix="leave --train-blocks and --end-to-end away")
+    head = head or ("dits" if paper_literal else DEFAULT_HEAD)
     check_head(head, pairs(set_, "--set"), paper_literal=paper_literal)
     place = Workspace.locate(workspace)
 

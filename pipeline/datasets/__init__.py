@@ -33,6 +33,9 @@ DATASETS: dict[str, DatasetInfo] = {
     info.name: info
     for info in (
         DatasetInfo("shapes", "moving shapes, generated", "pipeline.datasets.shapes", built_in=True),
+        DatasetInfo(
+            "shapes-hard", "moving shapes before a camera, generated", "pipeline.datasets.shapes_hard", built_in=True
+        ),
         DatasetInfo("msrvtt", "MSR-VTT: 1k-A (train 9k or 7k), 1k-B, full", "pipeline.datasets.msrvtt"),
         DatasetInfo("msvd", "MSVD, all captions", "pipeline.datasets.msvd"),
         DatasetInfo("lsmdc", "LSMDC 2016", "pipeline.datasets.lsmdc"),
