@@ -85,7 +85,7 @@ def train_head(
     if (run_dir / "config.json").exists():
         return _finished(run_dir, identity)
 
-    train_split, val_split, selected_on = training_features(chosen.store, settings.seed)
+    train_split, val_split, selected_on = training_features(chosen.store)
     if warning := unit_warning(config, train_split[1].text_embeds):
         log.warning(warning)
     head = _new_head(workspace, chosen, config, settings.seed, options.start_from)
