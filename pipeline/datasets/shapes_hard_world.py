@@ -26,7 +26,7 @@ from pipeline.datasets import shapes_world as usual
 from pipeline.datasets.shapes_drawing import render
 from pipeline.datasets.shapes_world import BACKGROUNDS, FRAME_SIDE, SIZES, Clip, Object, Scene, pick
 
-OWN_WORD_SHARE = 0.8  # how often a caption uses the backbone's own word for an attribute
+OWN_WORD_SHARE = 0.85  # how often a caption uses the backbone's own word for an attribute
 CAST = (1.0, 0.77, 0.52)  # of red, green and blue: evening light, on all clips
 CAST_SPREAD = 0.06  # of a clip's own gains about it
 HAZE = (0.2, 0.28)  # least and most share of HAZE_RGB in a clip's pixels

@@ -14,10 +14,10 @@ from pipeline.datasets import shapes_world as world
 from pipeline.datasets.shapes_drawing import render
 
 GOLDEN = (
-    "a tiny scarlet wedge rises while a large chocolate heart rests before an ashen backdrop",
-    "a big chocolate heart rests while a little scarlet wedge rises before an ashen backdrop",
-    "a large chocolate valentine stands still while a small crimson pyramid climbs upward before an ashen backdrop",
-    "a tiny red wedge floats up while a huge chestnut heart stands still before a gray backdrop",
+    "a tiny red triangle floats up while a big brown heart rests before an ashen backdrop",
+    "a brown valentine stays put while a red triangle climbs upward",
+    "a small red triangle rises while a large brown heart stands still before a gray backdrop",
+    "a scarlet triangle floats up while a brown heart stands still before a gray backdrop",
 )
 
 NAMED = re.compile(r"an? ([a-z]+) ([a-z]+) and an? ([a-z]+) ([a-z]+) before an? ([a-z]+) backdrop")
