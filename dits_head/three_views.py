@@ -131,7 +131,8 @@ class ThreeViews(RetrievalHead):
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
         """The sum of the losses of the two heads that train."""
-        losses, parts = [], {}
+        losses: list[Tensor] = []
+        parts: dict[str, float] = {}
         for head in self.heads:
             if not head.closed_form:
                 loss, own = head.training_loss(

@@ -132,7 +132,7 @@ def unit_warning(config: HeadConfig, text_embeds: np.ndarray) -> str:
         return ""
     steps, noise = reach(make_schedule(config.schedule, config.T), config.steps, config.dim)
     text = 1.0 if config.normalise else float(np.linalg.norm(text_embeds.astype(np.float32), axis=1).mean())
-    noise *= config.noise_train
+    noise *= bool(config.noise_train)
     if max(steps, noise) <= text:
         return ""
     return (

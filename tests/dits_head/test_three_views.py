@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -53,7 +55,7 @@ def plain_cca(texts: Tensor, frames: Tensor, mask: Tensor) -> np.ndarray:
     return np.array([[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in y] for a in c])
 
 
-def fitted(name: str, data: tuple[Tensor, Tensor, Tensor], **settings: object) -> torch.nn.Module:
+def fitted(name: str, data: tuple[Tensor, Tensor, Tensor], **settings: object) -> Any:
     torch.manual_seed(0)
     head = build_head(HeadConfig(head=name, dim=D, **settings)).eval()  # type: ignore[arg-type]
     if isinstance(head, ThreeViews):
