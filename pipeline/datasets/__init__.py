@@ -33,9 +33,6 @@ DATASETS: dict[str, DatasetInfo] = {
     info.name: info
     for info in (
         DatasetInfo("shapes", "moving shapes, generated", "pipeline.datasets.shapes", built_in=True),
-        DatasetInfo(
-            "shapes-hard", "moving shapes before a camera, generated", "pipeline.datasets.shapes_hard", built_in=True
-        ),
         DatasetInfo("msrvtt", "MSR-VTT: 1k-A (train 9k or 7k), 1k-B, full", "pipeline.datasets.msrvtt"),
         DatasetInfo("msvd", "MSVD, all captions", "pipeline.datasets.msvd"),
         DatasetInfo("lsmdc", "LSMDC 2016", "pipeline.datasets.lsmdc"),
@@ -44,6 +41,9 @@ DATASETS: dict[str, DatasetInfo] = {
         DatasetInfo("charades", "Charades, script to video", "pipeline.datasets.charades"),
         DatasetInfo("activitynet", "ActivityNet Captions val_1, paragraph to video", "pipeline.datasets.activitynet"),
         DatasetInfo("folder", "your own folder of videos, with a captions file or without", "pipeline.datasets.folder"),
+        DatasetInfo(
+            "shapes-hard", "moving shapes before a camera, generated", "pipeline.datasets.shapes_hard", built_in=True
+        ),
     )
 }
 
