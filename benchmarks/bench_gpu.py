@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,8 @@ def encoding(device: Device) -> Iterator[Line]:
             if device.cuda:
                 frames = frames.pin_memory()
             with device.peak_memory() as peak:
-                seconds = device.seconds(lambda e=encoder, f=frames: e.embed_frames(f))
-                part = device.of_peak(lambda e=encoder, f=frames: e.embed_frames(f), seconds, dtype)
+                seconds = device.seconds(partial(encoder.embed_frames, frames))
+                part = device.of_peak(partial(encoder.embed_frames, frames), seconds, dtype)
                 yield Line(
                     "encode",
                     f"{model}, {name}, batch {len(frames)}",
@@ -197,7 +198,7 @@ def joint(device: Device) -> Iterator[Line]:
     for k in (1,) if device.tiny else (1, 4):
         _, tokens = encoder.embed_frames_caching(frames, k)
         towers = ClipTop.from_open_clip(encoder.model, k)
-        width = towers.text.blocks[0].ln_1.weight.shape[0]  # type: ignore[union-attr,index]
+        width = int(encoder.model.ln_final.weight.shape[0])
         head = build_head(HeadConfig(head="xpool", dim=encoder.settings["embed_dim"]))
         module = JointModel(head, towers).to(device.device).train()
         given = {
@@ -273,7 +274,7 @@ def indexing(device: Device) -> Iterator[Line]:
         index.add(vectors)
         built = time.perf_counter() - began
         queries = vectors[:1000]
-        seconds = device.seconds(lambda i=index, q=queries: i.search(q, 10), repeats=3)
+        seconds = device.seconds(partial(index.search, queries, 10), repeats=3)
         place = "GPU" if on_gpu else "CPU"
         yield Line(
             "index", f"{factory}, {count:,} x {width}, {place}", f"build {built:.1f} s; {1000 / seconds:,.0f} queries/s"

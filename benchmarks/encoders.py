@@ -75,9 +75,9 @@ def variants(name: str, batch: int, rounds: int, compiled: bool) -> None:
                     seconds[way].append(spent)
                 elif way == "torch.compile":
                     print(f"{name}: compiled in {spent:.0f} s")
-    for way, spent in seconds.items():
-        ratios = [eager / own for eager, own in zip(seconds["eager"], spent, strict=True)]
-        print(f"{name:18} {way:22} {batch / statistics.median(spent):7.2f} frames/s, {statistics.median(ratios):.2f} x")
+    for way, turns in seconds.items():
+        ratios = [eager / own for eager, own in zip(seconds["eager"], turns, strict=True)]
+        print(f"{name:18} {way:22} {batch / statistics.median(turns):7.2f} frames/s, {statistics.median(ratios):.2f} x")
 
 
 def pixels_of_real_frames(folder: Path, count: int) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from dits_head.blocks import NoiseNetwork
 from dits_head.config import HeadConfig
 from dits_head.losses import noise_loss
 from dits_head.numerics import normalise
-from dits_head.pooling import Pooled, Videos, clean
+from dits_head.pooling import MeanPool, Pooled, Videos, XPool, clean
 from dits_head.samplers import (
     Noise,
     PairNoise,
@@ -64,10 +65,21 @@ class Aligner(nn.Module):
     """Why a text cannot be aligned without the video (then no index can hold it); None if it can."""
     freezes_pooling = False
     """Whether pooling and temperature stay as they are while this aligner trains."""
+    closed_form = False
+    """Whether `RetrievalHead.fit` must solve for something on the training split, before and while the head trains."""
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
         self.config = config
+
+    @classmethod
+    def make_pooling(cls, config: HeadConfig) -> XPool | MeanPool:
+        """The pooling that goes with this aligner."""
+        return XPool(config.dim, config.pooling_dropout, config.dropout_per)
+
+    def fit(self, pooling: Any, texts: Tensor, means: Tensor, text_to_video: Tensor) -> None:
+        """What `RetrievalHead.fit` does, of an aligner with a `closed_form`."""
+        raise NotImplementedError
 
     def forward(self, text: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Align texts: (N, D) -> (N, D), of any length. In evaluation mode a text's result depends on nothing else."""
@@ -101,10 +113,18 @@ class Aligner(nn.Module):
 
 
 class Identity(Aligner):
-    """mean-pool and X-Pool: the text as it is."""
+    """X-Pool: the text as it is."""
 
     def forward(self, text: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return self.scaled(text)
+
+
+class MeanPooled(Identity):
+    """The same, and the mean of the frames."""
+
+    @classmethod
+    def make_pooling(cls, config: HeadConfig) -> MeanPool:
+        return MeanPool()
 
 
 class MLP(Aligner):
@@ -142,6 +162,10 @@ class Sampler(Aligner):
         conditions = CONDITION_VECTORS[config.condition]
         network = NoiseNetwork(config.dim, blocks=config.blocks, mlp_ratio=config.mlp_ratio, conditions=conditions)
         self.eps = nn.ModuleList([network])  # a list of one: the name that checkpoints hold
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """A vector as the sampler takes it; `HeadConfig.relative`: of length sqrt(D), as long as eq. 8's z."""
+        return math.sqrt(self.config.dim) * normalise(x) if self.config.relative else super().scaled(x)
 
     @property
     def network(self) -> NoiseNetwork:

@@ -59,6 +59,7 @@ class Block(nn.Module):
         for linear in (self.value, self.out, self.fc1, self.fc2):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
+        nn.init.xavier_uniform_(self.value.weight, gain=0.5**0.5)  # DiT draws q, k and v as one (3 D, D) matrix
         _zero(self.adaLN)
 
     def forward(self, x: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:

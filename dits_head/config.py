@@ -20,10 +20,13 @@ GAPS = ("v-t", "t-v")
 PRIORS = ("none", "uniform", "normal")
 STOCHASTIC = ("tmass", "tmass-lite")
 SAMPLERS = ("dits", "diffusion")  # the built-in heads with a noise network over time steps
+MEAN_POOLED = ("mean-pool", "cca")
 
 # Settings of earlier versions, with the one value that is still built. Records hold them, and the names of runs and the
 # fingerprints of indexes are made of records, so `to_dict` still gives them.
 RETIRED = {"tied": True, "step_loss": 0.0}
+# Settings of later versions, with the value that every head had before: records do not hold that one.
+LATER = {"prior": "none", "relative": False}
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,9 @@ class HeadConfig:
     """`mean-pool` (no parameters but the temperature), `xpool` (the paper's baseline, T' = 0), `mlp` (a residual MLP
     that aligns the text: the control for the sampler), `fixed-prior` (eq. 3), `diffusion` (DDPM on the gap, eqs. 4-7),
     `dits` (the truncated sampler, eq. 8), `tmass` (T-MASS as its authors published it, CVPR 2024), `tmass-lite` (our
-    cheaper reading of it: unit-length texts, draws shared by all pairs), or a head of another package (see `registry`),
-    which may read every setting."""
+    cheaper reading of it: unit-length texts, draws shared by all pairs), `cca` (shrunk canonical correlation, solved
+    and not trained), `three-views` (an ensemble: `xpool`, `mlp` from unit length and `cca` in one vector), or a head
+    of another package (see `registry`), which may read every setting."""
     dim: int = 512
     """Width D of CLIP's joint space."""
     dropout: float | None = None
@@ -74,6 +78,10 @@ class HeadConfig:
     noise_seed: int = 24
     normalise: bool = False
     """L2-normalise the text (and, for the gap, the video) before sampling."""
+    relative: bool | None = None
+    """Sampling starts from the text (and the video) brought to length sqrt(D), the unit of eq. 8, whose z ~ N(0, I) has
+    that length: steps and noise are then relative to the text, whatever the unit of the embeddings and D. On for
+    `dits` unless `normalise` is; `paper_literal` takes the text as it is."""
     condition: str = "default"
     """What the noise network sees beside the state and the step: `none`, `t`, `v` or `tv`."""
     gap: str = "v-t"
@@ -152,16 +160,18 @@ class HeadConfig:
         """Whether the compared text differs from the encoder's text."""
         if self.head not in HEADS:
             return self.needs_video is None
-        return self.head in ("mlp", "fixed-prior", "diffusion") or (self.head == "dits" and self.steps > 0)
+        aligning = ("mlp", "fixed-prior", "diffusion", "cca", "three-views")
+        return self.head in aligning or (self.head == "dits" and self.steps > 0)
 
     @classmethod
     def paper_literal(cls, dim: int, **changes: Any) -> HeadConfig:
-        """DITS with beta from 0.1 to 0.99 over T = T' = 10 steps, eq. 8's noise, and X-Pool's dropout of 0.3.
+        """DITS with beta from 0.1 to 0.99 over T = T' = 10 steps, eq. 8's noise added to the text as it is, and
+        X-Pool's dropout of 0.3.
 
         The loss is ours all the same: captions of one video, and equal captions, are no negatives of each other.
         """
         literal: dict[str, Any] = {"schedule": "literal", "noise_train": True, "noise_eval": True, "dropout": 0.3}
-        return cls(dim=dim, **{**literal, **changes})
+        return cls(dim=dim, **{**literal, "relative": False, **changes})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> HeadConfig:
@@ -169,6 +179,8 @@ class HeadConfig:
         values = {name: value for name, value in values.items() if (name, value) not in RETIRED.items()}
         if values.get("head") == "tmass" and "prior" not in values:  # what that name meant before `prior` was a setting
             values["head"] = "tmass-lite"
+        if values.get("head") != "tmass":
+            values = LATER | values
         known = set(cls.fields())
         if retired := sorted(set(values) & set(RETIRED)):
             raise ValueError(f"head config: {retired[0]}={values[retired[0]]!r} is not built any more; train it anew")
@@ -184,9 +196,7 @@ class HeadConfig:
     def to_dict(self) -> dict[str, Any]:
         """All settings, and the retired ones, as records hold them."""
         values = dataclasses.asdict(self) | RETIRED
-        if self.prior == "none":  # a later setting: records of other heads stay what they were
-            del values["prior"]
-        return values
+        return {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
 
     def _resolve_defaults(self) -> None:
         """Fill what was left to the head, so that a stored config says everything."""
@@ -197,11 +207,12 @@ class HeadConfig:
             "T_prime": self.T if samples else 0,
             "noise_train": random or self.head == "dits",
             "noise_eval": random,
+            "relative": self.head == "dits" and not self.normalise,
             "condition": "t" if diffusion else "none",
             "dropout": 0.3 if self.head == "tmass" else 0.0,
             "support": 0.8 if self.head == "tmass" else 1.2,
             "prior": "uniform" if self.head == "tmass" else "none",
-            "index_vectors": 1 if self.head == "mean-pool" else 4,
+            "index_vectors": 1 if self.head in MEAN_POOLED else 4,
         }
         for name, value in resolved.items():
             if getattr(self, name) in (None, "default"):
@@ -245,8 +256,15 @@ class HeadConfig:
                     raise ValueError(f"{name}={value!r} has no meaning for head={self.head!r}; use head='dits'")
         if self.head in ("diffusion", "fixed-prior") and not (self.noise_train and self.noise_eval):
             raise ValueError(f"head={self.head!r} is made of noise; leave noise_train and noise_eval on")
-        if self.head in ("mean-pool", "xpool", "mlp", *STOCHASTIC) and (self.noise_train or self.noise_eval):
+        if self.head in ("xpool", "mlp", "three-views", *MEAN_POOLED, *STOCHASTIC) and (
+            self.noise_train or self.noise_eval
+        ):
             raise ValueError(f"noise_train, noise_eval: head={self.head!r} has no such switch; leave both off")
+        if self.relative and (self.normalise or (self.head in HEADS and self.head not in SAMPLERS)):
+            raise ValueError(
+                f"relative=True: head={self.head!r} has no steps to relate to the text, or normalise=True sets its "
+                "length; leave one of the two off"
+            )
         if self.head in HEADS and (self.prior == "none") == (self.head == "tmass"):
             raise ValueError(f"prior={self.prior!r}: head='tmass' draws from 'uniform' or 'normal', no other head does")
         if self.head == "diffusion":
@@ -255,9 +273,9 @@ class HeadConfig:
             raise ValueError(f"pool_query='aligned': {self.needs_video}; set pool_query='text'")
         if self.needs_video and self.index_loss:
             raise ValueError(f"index_loss={self.index_loss}: {self.needs_video}; set index_loss=0")
-        if self.head == "mean-pool" and (self.dropout or self.pool_query == "aligned" or self.vectors > 1):
+        if self.head in MEAN_POOLED and (self.dropout or self.pool_query == "aligned" or self.vectors > 1):
             raise ValueError(
-                "head='mean-pool' has no dropout, no pooling query and one vector a video; "
+                f"head={self.head!r} has no dropout, no pooling query and one vector a video; "
                 "set dropout=0, pool_query='text', index_vectors=1"
             )
 

@@ -37,7 +37,12 @@ class HeadNeedsVideo(ValueError):
 
 
 class RetrievalHead(nn.Module):
-    """One system of `HeadConfig`. See the methods; `indexable` says whether `align_text` exists."""
+    """One system of `HeadConfig`. See the methods; `indexable` says whether `align_text` exists.
+
+    Vectors that are compared have width D, or a multiple of it where a head is made of several (`three_views`).
+    """
+
+    needs_video: str | None = None  # of a head that is named by its class; see `registry`
 
     pooling: XPool | MeanPool
     aligner: Any  # an Aligner; of which class, the config says
@@ -45,10 +50,9 @@ class RetrievalHead(nn.Module):
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
         self.config = config
-        self.pooling = (
-            MeanPool() if config.head == "mean-pool" else XPool(config.dim, config.pooling_dropout, config.dropout_per)
-        )
-        self.aligner = aligner_class(config.head)(config)
+        aligner = aligner_class(config.head)
+        self.pooling = aligner.make_pooling(config)  # the first to draw from torch's generator
+        self.aligner = aligner(config)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.init_logit_scale)))
         if self.aligner.freezes_pooling:
             self.pooling.requires_grad_(False)
@@ -64,6 +68,23 @@ class RetrievalHead(nn.Module):
     @property
     def indexable(self) -> bool:
         return self.config.needs_video is None
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether `fit` solves for something."""
+        return bool(self.aligner.closed_form)
+
+    @torch.no_grad()
+    def fit(self, text_embeds: Tensor, means: Tensor, text_to_video: Tensor) -> None:
+        """Solve for what has a closed form, on a training split.
+
+        Args:
+            text_embeds: (T, D).
+            means: (V, D), each video's `pooling.mean_frames`.
+            text_to_video: (T,) the row of each text's video.
+        """
+        if self.closed_form:
+            self.aligner.fit(self.pooling, text_embeds, means, text_to_video)
 
     # ---------------------------------------------------------------- inference
 
@@ -294,4 +315,6 @@ class RetrievalHead(nn.Module):
 
 def build_head(config: HeadConfig) -> RetrievalHead:
     """The head that `config` describes, freshly initialised from torch's global generator."""
-    return RetrievalHead(config)
+    named = aligner_class(config.head)
+    head: RetrievalHead = named(config) if issubclass(named, RetrievalHead) else RetrievalHead(config)
+    return head

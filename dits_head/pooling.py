@@ -50,6 +50,10 @@ class Videos:
     def __len__(self) -> int:
         return len(self.basis)
 
+    @property
+    def nbytes(self) -> int:
+        return sum(getattr(self, field.name).nbytes for field in fields(self))
+
     @classmethod
     def concatenate(cls, parts: Sequence[Videos]) -> Videos:
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
@@ -257,14 +261,17 @@ class MeanPool(nn.Module):
 
     def prepare(self, frame_embeds: Tensor, frame_mask: Tensor) -> Videos:
         """(V, F, D), (V, F) -> Videos with J = 1."""
-        frames = normalise(clean(frame_embeds, frame_mask))
-        basis = frames.sum(1, keepdim=True) / frame_mask.sum(1)[:, None, None]  # (V, 1, D)
+        basis = self.of_means(mean_frames(frame_embeds, frame_mask))[:, None]  # (V, 1, D)
         unused = basis.new_empty(len(basis), 0)
         return Videos(unused, frame_mask, unused, unused, basis, _gram(basis), unused)
 
     def pool_each(self, text: Tensor, frame_embeds: Tensor, frame_mask: Tensor) -> Tensor:
         """Video i pooled, whatever text i is: (N, D), (N, F, D), (N, F) -> (N, D)."""
         return self.prepare(frame_embeds, frame_mask).basis[:, 0]
+
+    def of_means(self, means: Tensor) -> Tensor:
+        """The pooled vectors of videos with these mean unit frames, (V, D)."""
+        return means
 
     def pool_prepared(self, queries: Tensor, videos: Videos) -> Combination:
         return Combination(videos.basis.new_ones(len(videos), 1, queries.shape[-2]), videos)
@@ -305,6 +312,11 @@ def _gram(x: Tensor) -> Tensor:
 
 def _centred(x: Tensor) -> Tensor:
     return x - x.mean(-1, keepdim=True)
+
+
+def mean_frames(frame_embeds: Tensor, frame_mask: Tensor) -> Tensor:
+    """The mean of each video's unit-length frames: (V, F, D), (V, F) -> (V, D)."""
+    return normalise(clean(frame_embeds, frame_mask)).sum(1) / frame_mask.sum(1)[:, None]
 
 
 def clean(frame_embeds: Tensor, frame_mask: Tensor) -> Tensor:

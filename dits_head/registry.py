@@ -1,7 +1,8 @@
 """Names of heads: the built-in ones, and those that another package brings.
 
-A head is named by its aligner's class (`dits_head.aligners.Aligner`): a name of HEADS, an entry point of the group
-`dits_retrieval.heads`, or `module:Class` of anything that can be imported. Nothing is imported before it is asked for.
+A head is named by its aligner's class (`dits_head.aligners.Aligner`), or, where it is made of several heads, by its own
+(`dits_head.head.RetrievalHead`): a name of HEADS, an entry point of the group `dits_retrieval.heads`, or `module:Class`
+of anything that can be imported. Nothing is imported before it is asked for.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 ENTRY_POINTS = "dits_retrieval.heads"
 HEADS = {
-    "mean-pool": "dits_head.aligners:Identity",
+    "mean-pool": "dits_head.aligners:MeanPooled",
     "xpool": "dits_head.aligners:Identity",
     "mlp": "dits_head.aligners:MLP",
     "fixed-prior": "dits_head.aligners:FixedPrior",
@@ -20,11 +21,13 @@ HEADS = {
     "dits": "dits_head.aligners:DITS",
     "tmass": "dits_head.aligners:TMASS",
     "tmass-lite": "dits_head.aligners:TMASSLite",
+    "cca": "dits_head.cca:CCA",
+    "three-views": "dits_head.three_views:ThreeViews",
 }
 
 
 def aligner_class(head: str) -> Any:
-    """Import the Aligner subclass of a head. Raises ValueError, naming the fix, for a name that leads to none."""
+    """Import the class that names a head. Raises ValueError, naming the fix, for a name that leads to none."""
     path = HEADS.get(head, head)
     if ":" not in path:
         found = entry_points(group=ENTRY_POINTS, name=head)

@@ -30,6 +30,12 @@ class Schedule(NamedTuple):
     lam: Tensor  # sigma_s, with sigma_s^2 = beta_s; no noise is drawn at s = 1
 
 
+def reach(schedule: Schedule, steps: int, dim: int) -> tuple[float, float]:
+    """How far eq. 8 can move a vector: the sum of chi over the last `steps` steps, which bounds the steps for a network
+    of unit output, and the length that the noise of all of them is expected to have at width `dim`."""
+    return float(schedule.chi[:steps].sum()), float((dim * schedule.lam[1:steps].square().sum()).sqrt())
+
+
 def make_schedule(name: str, T: int) -> Schedule:
     """The schedule `name` (a key of RANGES) with beta linear over T steps."""
     first, last = RANGES[name]

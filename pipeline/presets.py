@@ -245,9 +245,9 @@ PRESETS: dict[str, Preset] = {name: _of_the_paper(name) for name in _PAPER} | {
     f"{dataset}-{backbone}": _of_today(dataset, backbone) for dataset in _CORPORA for backbone in _BACKBONES
 }
 PRESETS |= {
-    "shapes": Preset(
-        name="shapes",
-        dataset="shapes",
+    name: Preset(
+        name=name,
+        dataset=name,
         model="shapes-clip",
         pretrained=None,
         videos=3200,
@@ -256,8 +256,9 @@ PRESETS |= {
         head={"head": "dits", "init_logit_scale": 30.0},
         train={"lr": 3e-3, "epochs": 8, "batch_size": 128},
         tune={"clip_lr": 1e-3},
-        remark="the built-in data set and backbone: minutes on two cores, no download; the paper has no such row",
+        remark="a built-in data set and backbone: minutes on two cores, no download; the paper has no such row",
     )
+    for name in ("shapes", "shapes-hard")
 }
 
 

@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,11 @@ def run(run_dir: Path, devices: int, head: str, accelerator: str = "cpu") -> Non
         (run_dir / "losses.json").write_text(json.dumps(model.losses))
 
 
-SETTINGS = {"xpool": {"dropout": 0.2}, "dits": {"noise_train": True}, "mlp": {"index_loss": 0.5}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "xpool": {"dropout": 0.2},
+    "dits": {"noise_train": True},
+    "mlp": {"index_loss": 0.5},
+}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

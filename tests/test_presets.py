@@ -26,7 +26,10 @@ TODAY = ("pe-t", "pe-s", "pe-b", "pe-l", "pe-g", "siglip2-b", "siglip2-so400m", 
 
 def test_every_data_set_of_the_paper_has_both_backbones_and_those_of_today():
     backbones = ("b32", "b16", *TODAY)
-    assert set(PRESETS) == {f"{name}-{backbone}" for name in TITLES.values() for backbone in backbones} | {"shapes"}
+    assert set(PRESETS) == {f"{name}-{backbone}" for name in TITLES.values() for backbone in backbones} | {
+        "shapes",
+        "shapes-hard",
+    }
 
 
 @pytest.mark.parametrize("backbone", TODAY)
@@ -61,7 +64,7 @@ def test_settings_are_ones_that_the_stages_take(name, tmp_path):
     assert config.steps == (5 if preset.dataset == "didemo" else 10)
     settings = TrainSettings(**preset.train)
     small = {"lsmdc": 1e-5, "didemo": 1e-5, "vatex": 1e-5, "charades": 1e-5}
-    assert settings.lr == ({"shapes": 3e-3, "msrvtt": 3e-5} | small)[preset.dataset]
+    assert settings.lr == ({"shapes": 3e-3, "shapes-hard": 3e-3, "msrvtt": 3e-5} | small)[preset.dataset]
     if not DATASETS[preset.dataset].built_in:
         with pytest.raises(Exception, match="is not complete"):  # the options are known, only the files are missing
             annotate(find_source(preset.dataset, None, None, tmp_path), **preset.dataset_options)

@@ -34,28 +34,30 @@ def run_demo(workspace: Workspace, **options: Any) -> list[dict[str, Any]]:
     from pipeline.resolve import ZERO_SHOT, resolve_head, resolve_store
     from pipeline.retrieve.corpus import build_corpus_index
     from pipeline.retrieve.index import IndexSpec
+    from pipeline.train.head_options import DEFAULT_HEAD
     from pipeline.train.loop import TrainSettings
     from pipeline.train.recipe import head_config, recipe
     from pipeline.train.run import train_head
     from pipeline.train.tasks import HeadTask
 
-    log.info("1/4  shapes: generating clips and extracting features")
+    log.info("1/5  shapes: generating clips and extracting features")
     settings = ExtractSettings()
     extract_manifest(workspace, dataset_manifest(workspace, "shapes", None, None, None, options), settings)
     chosen = resolve_store(workspace, "shapes", settings.model)
 
     baseline = "mean pooling (zero-shot)"
     runs = {baseline: ZERO_SHOT}
-    for number, (head, title) in enumerate((("xpool", "X-Pool"), ("dits", "DITS")), start=2):
-        log.info(f"{number}/4  training {title}")
+    heads = {"xpool": "X-Pool", "dits": "DITS", DEFAULT_HEAD: f"ensemble ({DEFAULT_HEAD})"}
+    for number, (head, title) in enumerate(heads.items(), start=2):
+        log.info(f"{number}/5  training {title}")
         training = TrainSettings(**recipe(chosen), seed=24)
         with progress(head) as step:
             config = head_config(chosen, head, {})
             result = train_head(workspace, chosen, config, training, HeadTask(), retrieval_metrics, progress=step)
         runs[title] = result["run"]
 
-    log.info("4/4  indexing and evaluating")
-    served = resolve_head(workspace, chosen, runs["DITS"])  # `search` goes on with it
+    log.info("5/5  indexing and evaluating")
+    served = resolve_head(workspace, chosen, runs[heads[DEFAULT_HEAD]])  # `search` goes on with it
     build_corpus_index(workspace, chosen, served, IndexSpec())
     rows, folders = [], {}
     for title, run in runs.items():

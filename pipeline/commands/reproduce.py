@@ -24,7 +24,7 @@ def reproduce(
     table: Annotated[
         str,
         typer.Option(
-            help="4, 5a, 5b, 6a, 6b, 7, 8, 9, 10, 11, blocks, joint, open, control, steps, distill, "
+            help="4, 5a, 5b, 6a, 6b, 7, 8, 9, 10, 11, blocks, fixed, joint, joint-top, open, control, distill, "
             "robustness; several with commas; or all that the features allow"
         ),
     ] = "all",
@@ -43,6 +43,9 @@ def reproduce(
     lr_sweep: Annotated[
         bool, typer.Option("--lr-sweep", help="Choose each system's learning rates on the validation split first")
     ] = False,
+    sweep_epochs: Annotated[
+        int, typer.Option(min=1, max=1000, help="Epochs, at most, of the runs that choose learning rates")
+    ] = 2,
     jobs: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Parallel runs [default: one a core, one on a GPU]")
     ] = None,
@@ -57,6 +60,7 @@ def reproduce(
         python cli.py reproduce --table 4 --seeds 3
         python cli.py reproduce --table all --quick
         python cli.py reproduce --table joint --lr-sweep --seeds 5
+        python cli.py reproduce --table fixed --lr-sweep --sweep-epochs 8 --seeds 5
         python cli.py reproduce --table 4 --tune all
         python cli.py reproduce --table 6a,6b --set blocks=1 --set T_prime=3 --batch-size 32
     """
@@ -86,5 +90,6 @@ def reproduce(
         jobs=jobs,
         tune=int(tune) if tune and tune.isdigit() else tune,
         lr_sweep=lr_sweep,
+        sweep_epochs=sweep_epochs,
     )
     show(written, as_json, "\n\n".join(written.values()))

@@ -19,7 +19,7 @@ from pipeline.commands.options import (
     show,
 )
 from pipeline.errors import BadInput
-from pipeline.train.head_options import check_head
+from pipeline.train.head_options import DEFAULT_HEAD, check_head
 from pipeline.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -28,11 +28,12 @@ log = logging.getLogger(__name__)
 def train_head(
     ctx: typer.Context,
     head: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="mean-pool, xpool, mlp, fixed-prior, diffusion, dits, tmass, tmass-lite, or module:Class of your own"
+            help="mean-pool, xpool, mlp, fixed-prior, diffusion, dits, tmass, tmass-lite, cca, three-views, or "
+            "module:Class of your own [default: three-views; dits with --paper-literal]"
         ),
-    ] = "dits",
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the head, name=value; repeatable")
     ] = None,
@@ -81,6 +82,7 @@ def train_head(
 
     \b
         python cli.py train-head
+        python cli.py train-head --head dits
         python cli.py train-head --head xpool
         python cli.py train-head --head dits --set T_prime=5 --set condition=t --seed 1
         python cli.py train-head --paper-literal
@@ -97,6 +99,7 @@ def train_head(
         )
     if distill and (end_to_end or train_blocks):
         raise BadInput("--distill trains a head alone", fix="leave --train-blocks and --end-to-end away")
+    head = head or ("dits" if paper_literal else DEFAULT_HEAD)
     check_head(head, pairs(set_, "--set"), paper_literal=paper_literal)
     place = Workspace.locate(workspace)
 

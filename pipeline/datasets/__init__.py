@@ -41,6 +41,9 @@ DATASETS: dict[str, DatasetInfo] = {
         DatasetInfo("charades", "Charades, script to video", "pipeline.datasets.charades"),
         DatasetInfo("activitynet", "ActivityNet Captions val_1, paragraph to video", "pipeline.datasets.activitynet"),
         DatasetInfo("folder", "your own folder of videos, with a captions file or without", "pipeline.datasets.folder"),
+        DatasetInfo(
+            "shapes-hard", "moving shapes before a camera, generated", "pipeline.datasets.shapes_hard", built_in=True
+        ),
     )
 }
 

@@ -204,34 +204,35 @@ def clip_captions(seed: int, split: str, index: int, count: int = 4) -> tuple[st
     rng = Random(f"shapes/{seed}/{split}/{index}/captions")
     captions: dict[str, None] = {}
     while len(captions) < count:
-        captions[_part_caption(rng, clip)] = None
+        captions[part_caption(rng, clip)] = None
     return tuple(captions)
 
 
-def _part_caption(rng: Random, clip: Clip) -> str:
+def part_caption(rng: Random, clip: Clip, own: float = OWN_WORD_SHARE) -> str:
     """Two scenes in order, or the scene of a random moment: its two objects, or its only one in detail."""
     if len(clip.scenes) > 1 and rng.random() < 0.25:
         first, later = pick(rng, list(combinations(clip.scenes, 2)))
-        return f"{_moving(rng, pick(rng, first.objects))}, then {_moving(rng, pick(rng, later.objects))}"
+        return f"{_moving(rng, pick(rng, first.objects), own)}, then {_moving(rng, pick(rng, later.objects), own)}"
     scene = pick(rng, [scene for scene in clip.scenes for _ in range(scene.num_frames)])
-    ground = _word(rng, BACKGROUNDS, scene.background)
-    before = f" before {_article(ground)} backdrop"
+    ground = word(rng, BACKGROUNDS, scene.background, own)
+    before = f" before {article(ground)} backdrop"
     if len(scene.objects) == 1:
-        return _moving(rng, scene.objects[0]) + before
+        return _moving(rng, scene.objects[0], own) + before
     one, other = pick(rng, list(permutations(scene.objects)))
-    return f"{_moving(rng, one)} while {_moving(rng, other)}{before if rng.random() < 0.5 else ''}"
+    return f"{_moving(rng, one, own)} while {_moving(rng, other, own)}{before if rng.random() < 0.5 else ''}"
 
 
-def _moving(rng: Random, item: Object) -> str:
-    words = [_word(rng, COLOURS, item.colour), _word(rng, SHAPES, item.shape)]
+def _moving(rng: Random, item: Object, own: float) -> str:
+    words = [word(rng, COLOURS, item.colour, own), word(rng, SHAPES, item.shape, own)]
     if rng.random() < 0.3 and item.motion not in ("grow", "shrink"):
-        words.insert(0, _word(rng, SIZES, item.size))
-    return f"{_article(' '.join(words))} {pick(rng, MOTIONS[item.motion])}"
+        words.insert(0, word(rng, SIZES, item.size, own))
+    return f"{article(' '.join(words))} {pick(rng, MOTIONS[item.motion])}"
 
 
-def _word(rng: Random, vocabulary: Mapping[str, tuple[str, ...]], canonical: str) -> str:
-    return canonical if rng.random() < OWN_WORD_SHARE else pick(rng, vocabulary[canonical])
+def word(rng: Random, vocabulary: Mapping[str, tuple[str, ...]], canonical: str, own: float) -> str:
+    """The backbone's own word for an attribute, `own` of the time, or another."""
+    return canonical if rng.random() < own else pick(rng, vocabulary[canonical])
 
 
-def _article(phrase: str) -> str:
+def article(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"

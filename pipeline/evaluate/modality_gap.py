@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import BadInput
 from pipeline.retrieve.scorer import RetrievalHead, Scorer
 from pipeline.stores.features import TextFeatures, VideoFeatures, text_to_video
 
@@ -39,8 +40,13 @@ class RelevantPairs:
 
     @classmethod
     def of(cls, head: RetrievalHead, videos: VideoFeatures, texts: TextFeatures) -> RelevantPairs:
-        """Raises BadInput for a head whose compared text depends on the video."""
+        """Raises BadInput for a head whose compared text depends on the video, or lies in another space than CLIP's."""
         aligned, video = Scorer(head, videos).relevant_pairs(texts.text_embeds, text_to_video(texts, videos))
+        if aligned.shape != texts.text_embeds.shape:
+            raise BadInput(
+                f"no gap of head {head.config.head!r}: what it compares is no vector of CLIP's space",
+                fix="choose another --run",
+            )
         return cls(texts.text_embeds.astype(np.float32), aligned, video)
 
     @property

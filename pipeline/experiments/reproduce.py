@@ -20,7 +20,7 @@ from dits_head.config import HeadConfig
 from pipeline.errors import BadInput, UserError
 from pipeline.evaluate.bootstrap import seeded_difference
 from pipeline.evaluate.metrics import FIGURES
-from pipeline.experiments.lr_sweep import SWEPT, choose_rates
+from pipeline.experiments.lr_sweep import EPOCHS, choose_rates, swept
 from pipeline.experiments.paper import differences, same_regime
 from pipeline.experiments.runs import (
     RunSpec,
@@ -80,6 +80,7 @@ def reproduce(
     jobs: int | None = None,
     tune: int | str | None = None,
     lr_sweep: bool = False,
+    sweep_epochs: int = EPOCHS,
 ) -> dict[str, str]:
     """Train and test what the tables lack, and write them.
 
@@ -93,6 +94,7 @@ def reproduce(
         jobs: Runs at once; None: as this machine has room for.
         tune: Train CLIP with every system that keeps it fixed, as in System.tune.
         lr_sweep: Choose each system's learning rates on the validation split first.
+        sweep_epochs: Of the runs that choose them, at most.
 
     Returns:
         {table: Markdown}. With `tune` a table has a name of its own, `<table>-tuned-<tune>`.
@@ -103,6 +105,8 @@ def reproduce(
     """
     if seeds < 1 or (jobs is not None and jobs < 1):
         raise BadInput("--seeds and --jobs", expected="1 or more", got=f"{seeds}, {jobs}")
+    if sweep_epochs < 1:
+        raise BadInput("--sweep-epochs", expected="1 or more", got=sweep_epochs)
     tables: dict[str, Table] = {}
     for name in names:
         if name not in TABLES:
@@ -132,7 +136,7 @@ def reproduce(
         specs = {system: spec(system) for system in [*measures, *filter(None, (row.against for row in table.rows))]}
         if lr_sweep:
             with progress(f"table {name}, learning rates") as step:
-                specs = choose_rates(specs, clip_rate(chosen), jobs, step)
+                specs = choose_rates(specs, clip_rate(chosen), jobs, step, sweep_epochs)
         every = {
             system: [replace(one, seed=FIRST_SEED + seed) for seed in range(seeds)] for system, one in specs.items()
         }
@@ -141,7 +145,8 @@ def reproduce(
         results = {system: [tested(one, measures.get(system, ())) for one in ones] for system, ones in every.items()}
         lines = summarise_table(table, results)
         rates = {system: rates_in_words(one) for system, one in specs.items()} if lr_sweep else {}
-        written[name] = as_markdown(table, lines, about, differs, rates)
+        chosen_how = swept(min(sweep_epochs, recipe["epochs"])) if lr_sweep else ""
+        written[name] = as_markdown(table, lines, about, differs, rates, chosen_how)
         _write(tables_dir(workspace, chosen) / f"table-{name}", written[name], lines, rates)
     return written
 
@@ -227,7 +232,12 @@ def mean_and_sd(values: list[float]) -> tuple[float, float]:
 
 
 def as_markdown(
-    table: Table, lines: list[Line], about: str, differs: Sequence[str], rates: Mapping[str, str] | None = None
+    table: Table,
+    lines: list[Line],
+    about: str,
+    differs: Sequence[str],
+    rates: Mapping[str, str] | None = None,
+    chosen_how: str = "",
 ) -> str:
     """The finished table, in Markdown.
 
@@ -237,6 +247,7 @@ def as_markdown(
         about: The line above it: data, seeds, recipe.
         differs: What keeps the figures from being compared with the paper's.
         rates: By system, the learning rates that were chosen for it.
+        chosen_how: How they were, in words.
     """
     comparable = [not differs and same_regime(line.row) for line in lines]
     with_paper = any(comparable) and any(line.row.paper for line in lines)
@@ -262,9 +273,7 @@ def as_markdown(
         rows = [list(row) for row in zip(*rows, strict=True)]
     rows.insert(1, ["---", *["---:"] * (len(rows[0]) - 1)])
     text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    notes = [table.notes, SPREAD, table.paper_notes if any(comparable) else "", _footnote(lines, differs)]
-    if rates:
-        notes.append(SWEPT)
+    notes = [table.notes, SPREAD, table.paper_notes if any(comparable) else "", _footnote(lines, differs), chosen_how]
     return "\n\n".join([f"### {table.title}", about, text, *filter(None, notes)]) + "\n"
 
 

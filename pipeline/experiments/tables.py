@@ -2,8 +2,8 @@
 
 A system is a head's settings under a name, and, where it begins with another's trained weights, that system's name.
 Every table of `reproduce` is a list of rows over these systems. Beside the paper's tables stand this project's own:
-`joint` (every system under joint training), `open` (what the paper leaves open), `control` (what the sampler's steps
-are worth), `distill` (many steps in one).
+`fixed`, `joint` and `joint-top` (every system, with CLIP fixed and trained too), `open` (what the paper leaves open),
+`control` (what the sampler's steps are worth), `distill` (many steps in one).
 """
 
 from dataclasses import dataclass, replace
@@ -90,13 +90,21 @@ def _steps(count: int) -> System:
 
 
 NOISES = {"still": "no noise", "train": "noise in training only", "noise": "noise in training and retrieval"}
-STARTS = {"raw": "start as it is", "unit": "unit-length start"}
+STARTS = {
+    "raw": "start as it is",
+    "unit": "unit-length start",
+    "relative": "steps and noise relative to the text",
+}
 
 
 def _open(schedule: str, noise: str, start: str) -> tuple[str, System, Row]:
     """A reading of what the paper leaves open: its name, which is `dits` for the one that is the default."""
     system = _dits(
-        schedule=schedule, noise_train=noise != "still", noise_eval=noise == "noise", normalise=start == "unit"
+        schedule=schedule,
+        noise_train=noise != "still",
+        noise_eval=noise == "noise",
+        normalise=start == "unit",
+        relative=start == "relative",
     )
     is_default = HeadConfig(dim=1, **system.head) == HeadConfig(dim=1)
     name = "dits" if is_default else f"open-{schedule}-{noise}-{start}"
@@ -105,6 +113,10 @@ def _open(schedule: str, noise: str, start: str) -> tuple[str, System, Row]:
 
 
 _OPEN = (
+    _open("literal", "train", "relative"),
+    _open("literal", "still", "relative"),
+    _open("linear", "train", "relative"),
+    _open("linear", "still", "relative"),
     _open("linear", "still", "raw"),
     _open("linear", "still", "unit"),
     _open("linear", "noise", "raw"),
@@ -123,6 +135,8 @@ _FIXED: dict[str, System] = {
     "mlp-unit": System({"head": "mlp", "normalise": True}),
     "tmass": System({"head": "tmass", "dropout": 0.3}),
     "tmass-lite": System({"head": "tmass-lite"}),
+    "cca": System({"head": "cca"}),
+    "three-views": System({"head": "three-views"}),
     "prior-1.0": System({"head": "fixed-prior", "sigma2": 1.0}),
     "prior-0.1": System({"head": "fixed-prior", "sigma2": 0.1}),
     "diffusion-l1": System({"head": "diffusion", "noise_loss": "l1"}, start_from="xpool"),
@@ -167,14 +181,16 @@ _SWEEP = (
 
 _STRETCHED = "Up to T' = 10 the last T' steps of ten; beyond, T' steps over the same range of beta."
 
-_JOINT = (
+_EVERY = (
     ("X-Pool", "xpool"),
     ("mean pooling", "mean-pool"),
+    ("closed form (`cca`)", "cca"),
     ("residual MLP", "mlp"),
     ("residual MLP, unit-length start", "mlp-unit"),
     ("T-MASS", "tmass"),
     ("DITS", "dits"),
-    ("DITS, no training noise", "open-literal-still-raw"),
+    ("DITS, no training noise", "open-literal-still-relative"),
+    ("ensemble (`three-views`)", "three-views"),
 )
 _RIVALS = (Row("X-Pool", "xpool"), Row("T-MASS", "tmass"), Row("DITS", "dits"))
 WORDS_PERCENT = (10, 20, 30, 50)  # of a caption's words that are damaged
@@ -282,12 +298,22 @@ TABLES: dict[str, Table] = {
             Column("disk MB", "cost", "disk MB", 1),
         ),
     ),
+    "fixed": Table(
+        "Every system with CLIP fixed",
+        (*(Row(label, system) for label, system in _EVERY), Row("T-MASS, unit text and shared draws", "tmass-lite")),
+        base="X-Pool",
+    ),
     "joint": Table(
+        "Every system trained together with all of CLIP's blocks, from cached activations",
+        tuple(Row(label, tuned(system, "all")) for label, system in _EVERY),
+        base="X-Pool",
+    ),
+    "joint-top": Table(
         "Every system trained together with CLIP's top k blocks, from cached activations",
         tuple(
             Row(f"{label}, k = {how}", tuned(system, how), against=tuned("xpool", how))
-            for how in (1, 2, "all")
-            for label, system in _JOINT
+            for how in (1, 2)
+            for label, system in _EVERY
         ),
         base="X-Pool of the same k",
     ),

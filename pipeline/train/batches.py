@@ -16,6 +16,7 @@ from pipeline.stores.features import FeatureStore, TextFeatures, VideoFeatures, 
 
 MIN_VIDEOS = 100  # to hold validation out of: fewer leave a split that could not tell two checkpoints apart
 MIN_TO_TRAIN = 2  # a contrastive loss needs a negative
+HOLD_OUT_SEED = 24  # one for all runs, so that seeds differ in training alone
 HOLD_OUT = 0.1  # of the training videos, where a data set brings no validation split
 
 
@@ -108,11 +109,12 @@ def epoch_batches(pairs: int, batch_size: int, seed: int, epoch: int, devices: i
 Split = tuple[VideoFeatures, TextFeatures]
 
 
-def training_features(store: FeatureStore, seed: int) -> tuple[Split, Split, str]:
+def training_features(store: FeatureStore) -> tuple[Split, Split, str]:
     """Choose the training and the validation split: (train, validation, what the validation split is).
 
     The test split is never read. A data set without captions for validation has a tenth of its training videos held
-    out, chosen by `seed`; then there must be MIN_VIDEOS of them. Raises BadInput where too few videos have captions.
+    out, the same whatever a run's seed; then there must be MIN_VIDEOS of them. Raises BadInput where too few videos
+    have captions.
     """
     videos, texts = store.videos("train", mmap=True), store.texts("train")
     captioned = np.array(sorted(set(texts.video_ids)))
@@ -128,9 +130,10 @@ def training_features(store: FeatureStore, seed: int) -> tuple[Split, Split, str
         )
     if len(val_texts):
         return (videos, texts), (store.videos("val"), val_texts), "val"
-    held = set(np.random.default_rng(seed).permutation(captioned)[: max(1, round(HOLD_OUT * len(captioned)))].tolist())
+    order = np.random.default_rng(HOLD_OUT_SEED).permutation(captioned)
+    held = set(order[: max(1, round(HOLD_OUT * len(captioned)))].tolist())
     rest, val = (_only(videos, texts, held, inside) for inside in (False, True))
-    return rest, val, f"{len(held)} of {len(captioned)} training videos held out (seed {seed})"
+    return rest, val, f"{len(held)} of {len(captioned)} training videos held out"
 
 
 def _only(videos: VideoFeatures, texts: TextFeatures, chosen: set[str], inside: bool) -> Split:

@@ -26,10 +26,10 @@ from pipeline.resolve import ResolvedStore, remember_store
 from pipeline.stores.atomic import atomic_write
 from pipeline.stores.features import FeatureStore
 from pipeline.train.batches import PairData, Split
-from pipeline.train.joint_batches import JointSource, embed_texts, embed_videos
+from pipeline.train.joint_batches import Inputs, JointSource, embed_texts, embed_videos
 from pipeline.train.loop import Source, TrainSettings, Validate
 from pipeline.train.recipe import preset_of
-from pipeline.train.tasks import HeadTask, Measure, score_split
+from pipeline.train.tasks import HeadTask, Measure, fit_closed_form, score_split
 from pipeline.train.trainable_clip import CachedTopBlocks, DecodedWholeClip, TrainableClip
 from pipeline.workspace import Workspace
 
@@ -95,7 +95,9 @@ class FinetuneTask(HeadTask):
         self.clip.to(device, devices)
 
     def source(self, split: Split, device: torch.device, rank: int, world: int) -> Source:
-        return JointSource(PairData.of(*split), self.clip.inputs(*split, keep=True), device, rank, world)
+        self._training = split, self.clip.inputs(*split, keep=True)
+        fit_closed_form(self.head, PairData.of(*split))
+        return JointSource(PairData.of(*split), self._training[1], device, rank, world)
 
     def parameter_groups(self, model: Any, settings: TrainSettings) -> Sequence[dict[str, Any]]:
         levels, tune = self.clip.towers.levels(), self.tune
@@ -103,14 +105,18 @@ class FinetuneTask(HeadTask):
 
     def validator(self, split: Split, measure: Measure, device: torch.device) -> Validate:
         """On the validation split embedded with CLIP as it is then."""
-        data, inputs, towers = PairData.of(*split), self.clip.inputs(*split), self.clip.towers
-        videos, texts = (np.arange(len(rows)) for rows in split)
+        inputs = self.clip.inputs(*split)
+
+        def now(of: Split, through: Inputs) -> PairData:
+            videos, texts = (np.arange(len(rows)) for rows in of)
+            frame_embeds = embed_videos(self.clip.towers, through, videos, device)
+            text_embeds = embed_texts(self.clip.towers, through, texts, device)
+            return replace(PairData.of(*of), frame_embeds=frame_embeds, text_embeds=text_embeds)
 
         def validate(_: Any) -> Mapping[str, float]:
-            frame_embeds = embed_videos(towers, inputs, videos, device)
-            text_embeds = embed_texts(towers, inputs, texts, device)
-            now = replace(data, frame_embeds=frame_embeds, text_embeds=text_embeds)
-            return score_split(self.head, now, measure)
+            if self.head.closed_form:  # CLIP has moved
+                fit_closed_form(self.head, now(*self._training))
+            return score_split(self.head, now(split, inputs), measure)
 
         return validate
 

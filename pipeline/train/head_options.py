@@ -8,6 +8,8 @@ from dits_head.config import HeadConfig
 from dits_head.registry import ENTRY_POINTS, HEADS
 from pipeline.errors import BadInput
 
+DEFAULT_HEAD = "three-views"  # best with CLIP fixed on `shapes` and on real features: docs/results/index.md
+
 
 def check_head(head: str, options: Mapping[str, str], *, paper_literal: bool = False) -> None:
     """Refuse what no features could make a head of. Raises BadInput."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from dits_head.config import STOCHASTIC, HeadConfig
+from dits_head.config import MEAN_POOLED, STOCHASTIC, HeadConfig
 from pipeline.errors import BadInput
 from pipeline.presets import PRESETS
 from pipeline.resolve import ResolvedStore
@@ -36,7 +36,7 @@ def preset_head(chosen: ResolvedStore, head: str) -> dict[str, Any]:
     shared = set(preset) - {"head"} if preset.get("head") == head else {"dropout", "init_logit_scale"} & set(preset)
     of_features = {"num_frames": chosen.store.num_frames} if head in STOCHASTIC else {}
     return of_features | {
-        name: preset[name] for name in sorted(shared) if not (head == "mean-pool" and name == "dropout")
+        name: preset[name] for name in sorted(shared) if not (head in MEAN_POOLED and name == "dropout")
     }
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
@@ -17,6 +18,7 @@ from lightning_fabric.utilities import rank_zero_only
 
 from dits_head.config import HeadConfig
 from dits_head.head import RetrievalHead, build_head
+from dits_head.schedule import make_schedule, reach
 from pipeline.device import resolve_device
 from pipeline.errors import BadInput, FingerprintMismatch
 from pipeline.fingerprint import describe_difference, fingerprint
@@ -103,7 +105,9 @@ def train_head(
     if (run_dir / "config.json").exists():
         return _finished(run_dir, identity)
 
-    train_split, val_split, selected_on = training_features(chosen.store, settings.seed)
+    train_split, val_split, selected_on = training_features(chosen.store)
+    if warning := unit_warning(config, train_split[1].text_embeds):
+        log.warning(warning)
     head = _new_head(workspace, chosen, config, settings.seed, options.start_from)
     model = task.build(workspace, chosen, head)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -158,6 +162,21 @@ def _no_empty_run(run_dir: Path) -> Iterator[None]:
         if not any((run_dir / name).exists() for name in ("config.json", "resume.json")):
             shutil.rmtree(run_dir, ignore_errors=True)
         raise
+
+
+def unit_warning(config: HeadConfig, text_embeds: np.ndarray) -> str:
+    """What to say of a sampler whose steps or noise have a fixed unit, and are longer than the texts (T, D); or ""."""
+    if config.head != "dits" or config.relative or not config.steps:
+        return ""
+    steps, noise = reach(make_schedule(config.schedule, config.T), config.steps, config.dim)
+    text = 1.0 if config.normalise else float(np.linalg.norm(text_embeds.astype(np.float32), axis=1).mean())
+    noise *= bool(config.noise_train)
+    if max(steps, noise) <= text:
+        return ""
+    return (
+        f"eq. 8's noise has length {noise:.3g} and its chi sum to {steps:.3g}, where texts have length {text:.3g}: "
+        "they may drown them; `relative=true` (the default of --head dits) relates both to it"
+    )
 
 
 def _new_head(

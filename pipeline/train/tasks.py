@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dits_head.distill import Student
 from dits_head.head import RetrievalHead
 from dits_head.inference import align_texts
+from dits_head.pooling import mean_frames
 from pipeline.device import free_bytes
 from pipeline.errors import BadInput
 from pipeline.resolve import ResolvedStore, open_head
@@ -25,6 +26,7 @@ from pipeline.workspace import Workspace
 # sims (T, V), rows are texts; the row in V of each text's video (T,) -> {"R@1": %, "MnR": mean rank, ...}
 Measure = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
 
+FIT_BLOCK = 1024  # videos whose frames are averaged at once
 NARROW = 256  # width of a head below which threads do not pay
 
 
@@ -53,7 +55,9 @@ class HeadTask:
     def source(self, split: Split, device: torch.device, rank: int, world: int) -> Source:
         """Batches of the training split for device `rank` of `world`. Of a head alone each device takes all pairs: the
         head is small, its loss needs every pair with every video, and so nothing has to be sent."""
-        return BatchSource(PairData.of(*split), device, free_bytes(device))
+        data = PairData.of(*split)
+        fit_closed_form(self.head, data)
+        return BatchSource(data, device, free_bytes(device))
 
     def parameter_groups(self, model: Any, settings: TrainSettings) -> Sequence[dict[str, Any]]:
         return parameter_groups(model, settings.weight_decay)
@@ -89,7 +93,8 @@ class DistillTask(HeadTask):
         super().build(workspace, chosen, head)
         self._teacher = open_head(workspace.head_dir(chosen.dataset, self.teacher_run), chosen.store).head
         for who, config in (("teacher", self._teacher.config), ("student", head.config)):
-            if reason := config.needs_video or ("" if config.aligns_text else "it leaves texts as they are"):
+            solved = "it is solved in closed form" if config.head in ("cca", "three-views") else ""
+            if reason := config.needs_video or solved or ("" if config.aligns_text else "it leaves texts as they are"):
                 raise BadInput(
                     f"--distill: the {who} ({config.head}) aligns no text by itself: {reason}",
                     fix="distil a dits, mlp, diffusion or fixed-prior run into a head of these",
@@ -115,6 +120,19 @@ class TeacherSource:
     def batches(self, batches: Sequence[np.ndarray]) -> Iterator[dict[str, Tensor]]:
         for pairs, batch in zip(batches, self._source.batches(batches), strict=True):
             yield {**batch, "targets": self._aligned[pairs].to(self._source.device)}
+
+
+def fit_closed_form(head: RetrievalHead, data: PairData) -> None:
+    """Solve, on a training split, for what the head does not learn by gradients."""
+    if not head.closed_form:
+        return
+    device = next(head.parameters()).device
+    means = []
+    for start in range(0, len(data.frame_mask), FIT_BLOCK):
+        frames, mask = (torch.from_numpy(x[start : start + FIT_BLOCK]) for x in (data.frame_embeds, data.frame_mask))
+        means.append(mean_frames(frames.to(device), mask.to(device)))
+    texts, owners = torch.from_numpy(data.text_embeds), torch.from_numpy(data.text_to_video)
+    head.fit(texts.to(device), torch.cat(means), owners.to(device))
 
 
 def score_split(head: RetrievalHead, data: PairData, measure: Measure) -> Mapping[str, float]:

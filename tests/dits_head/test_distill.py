@@ -100,10 +100,13 @@ def test_a_run_says_what_it_was_distilled_from_and_keeps_the_teachers_pooling(wo
 
 def test_the_command_line(workspace):
     here = ("--workspace", workspace.root)
-    dits = ("train-head", "--set", "T_prime=1", "--set", "blocks=1", "--epochs", "1")
+    dits = ("train-head", "--head", "dits", "--set", "T_prime=1", "--set", "blocks=1", "--epochs", "1")
     result = json.loads(run(*dits, "--distill", "teacher", "--json", *here).stdout)
     assert result["head"] == "dits"
     assert "teacher (xpool) aligns no text" in refused(*dits, "--distill", "xpool", *here)
+    assert "student (three-views) aligns no text by itself: it is solved" in refused(
+        "train-head", "--distill", "teacher", *here
+    )
     assert "student (xpool) aligns no text" in refused("train-head", "--head", "xpool", "--distill", "teacher", *here)
     assert "no trained head" in refused(*dits, "--distill", "nope", *here)
     assert "--train-blocks" in refused(*dits, "--distill", "teacher", "--train-blocks", "1", *here)

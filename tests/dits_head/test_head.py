@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,9 @@ from torch import Tensor
 
 from dits_head.config import HEADS, HeadConfig
 from dits_head.head import HeadNeedsVideo, RetrievalHead, build_head
+from dits_head.pooling import Videos
 from dits_head.samplers import keyed_noise, truncated_sampler
+from dits_head.three_views import ThreeViews
 
 T, V, FRAMES, D = 70, 150, 6, 32
 
@@ -23,7 +27,11 @@ SYSTEMS: dict[str, dict] = {
     "fixed-prior": {"head": "fixed-prior"},
     "diffusion-pretrain": {"head": "diffusion"},
     "diffusion-finetune": {"head": "diffusion", "stage": "finetune"},
+    "cca": {"head": "cca"},
+    "three-views": {"head": "three-views"},
+    "three-views-one-vector": {"head": "three-views", "index_vectors": 1, "pool_query": "aligned"},
     "dits": {},
+    "dits-absolute": {"relative": False},
     "dits-linear": {"schedule": "linear", "noise_train": False, "normalise": True},
     "dits-literal": {"noise_eval": True},
     "dits-3-steps": {"T_prime": 3},
@@ -41,8 +49,12 @@ NEED_VIDEO = {"dits-v", "dits-tv", "dits-t-v", "tmass", "tmass-normal", "tmass-l
 
 def make(system: str) -> RetrievalHead:
     head = build_head(HeadConfig(dim=D, blocks=2, **({"T": 4} | SYSTEMS[system])))
-    scrambled(head.aligner, 0.1)
-    scrambled(head.pooling, 0.3)
+    for one in head.heads if isinstance(head, ThreeViews) else [head]:
+        scrambled(one.aligner, 0.1)
+        scrambled(one.pooling, 0.3)
+    generator = torch.Generator().manual_seed(5)
+    texts, means = torch.randn(40, D, generator=generator), torch.randn(20, D, generator=generator)
+    head.fit(texts, means, torch.arange(40) % 20)
     return head.eval()
 
 
@@ -74,7 +86,8 @@ def test_scores_are_the_same_bits_whatever_they_are_computed_with(
     texts, videos = head.prepare_texts(text), head.prepare_videos(frames, mask)
     assert torch.equal(head.score_prepared(texts[3:4], videos[order[:5]]), sims[3:4, order[:5]])
     assert torch.equal(head.prepare_texts(text[some]), texts[some])
-    assert torch.equal(head.prepare_videos(frames[9:11], mask[9:11]).basis, videos[9:11].basis)
+    if isinstance(videos, Videos):
+        assert torch.equal(head.prepare_videos(frames[9:11], mask[9:11]).basis, videos[9:11].basis)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -91,7 +104,8 @@ def test_align_text_and_pool_video_serve_an_index_or_say_why_not(
 ) -> None:
     head, (text, frames, mask) = make(system), data
     vectors = head.pool_video(frames, mask)
-    assert vectors.shape == ((V, D) if head.config.vectors == 1 else (V, head.config.vectors, D))
+    width = 3 * D if "three-views" in system else D
+    assert vectors.shape == ((V, width) if head.config.vectors == 1 else (V, head.config.vectors, width))
     torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(vectors.shape[:-1]))
     assert head.indexable == (system not in NEED_VIDEO)
     if system in NEED_VIDEO:
@@ -99,7 +113,7 @@ def test_align_text_and_pool_video_serve_an_index_or_say_why_not(
             head.align_text(text)
         return
     aligned = head.align_text(text)
-    assert aligned.shape == (T, D)
+    assert aligned.shape == (T, width)
     assert torch.equal(head.align_text(text[[4, 66]]), aligned[[4, 66]])
     assert torch.equal(head.align_text(text), aligned)
 
@@ -138,9 +152,10 @@ def test_systems_that_need_the_video_against_a_loop_over_pairs(data: tuple[Tenso
         for i in range(6):
             for j in range(6):
                 t, v = text[i : i + 1], head.pooling(text[i : i + 1], frames[j : j + 1], mask[j : j + 1])[0]
+                noise = keyed_noise(math.sqrt(D) * F.normalize(t, dim=-1), 24) if head.config.noise_eval else None
+                t, v = (math.sqrt(D) * F.normalize(x, dim=-1) for x in (t, v))
                 condition = {"dits-v": v, "dits-tv": torch.cat([t, v], -1), "dits-t-v": None}[system]
                 start, still = (v, t) if system == "dits-t-v" else (t, v)
-                noise = keyed_noise(t, 24) if head.config.noise_eval else None
                 moved = truncated_sampler(
                     start, sampler.network, sampler.schedule, head.config.steps, condition=condition, noise=noise
                 )[-1]

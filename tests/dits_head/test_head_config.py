@@ -38,6 +38,10 @@ from pipeline.fingerprint import fingerprint
         ({"head": "tmass-lite", "prior": "uniform"}, "no other head does"),
         ({"head": "mean-pool", "dropout": 0.3}, "set dropout=0"),
         ({"head": "mean-pool", "index_vectors": 4}, "index_vectors=1"),
+        ({"head": "cca", "index_vectors": 4}, "head='cca' has no dropout"),
+        ({"head": "three-views", "noise_train": True}, "leave both off"),
+        ({"relative": True, "normalise": True}, "leave one of the two off"),
+        ({"head": "xpool", "relative": True}, "no steps to relate"),
         ({"head": "diffusion", "index_loss": 1.0}, "set index_loss=0 or stage='finetune'"),
     ],
 )
@@ -73,7 +77,15 @@ def test_a_tmass_head_of_an_earlier_version_loads_as_what_it_was() -> None:
 
 def test_the_name_of_a_run_stays_what_it_was() -> None:
     golden = {"dits": "361d214e87a4c085", "xpool": "fcb5550ee542775d"}
-    assert {head: fingerprint(HeadConfig(head=head, dim=128).to_dict()) for head in golden} == golden
+    absolute = {head: HeadConfig(head=head, dim=128, relative=False).to_dict() for head in golden}
+    assert {head: fingerprint(stored) for head, stored in absolute.items()} == golden
+
+
+def test_a_dits_head_of_an_earlier_version_loads_with_the_unit_that_it_had() -> None:
+    stored = HeadConfig(dim=64, relative=False).to_dict()
+    assert "relative" not in stored
+    assert not HeadConfig.from_dict(stored).relative
+    assert HeadConfig.from_dict(HeadConfig(dim=64).to_dict()).relative
 
 
 def test_defaults_are_resolved_so_that_a_stored_config_says_everything() -> None:
@@ -87,6 +99,7 @@ def test_paper_literal() -> None:
     config = HeadConfig.paper_literal(512, T_prime=5)
     assert (config.schedule, config.noise_train, config.noise_eval, config.steps) == ("literal", True, True, 5)
     assert config.dropout == 0.3
+    assert not config.relative
 
 
 @pytest.mark.parametrize(

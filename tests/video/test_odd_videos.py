@@ -5,6 +5,7 @@ import os
 import struct
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -23,7 +24,7 @@ DECODERS = {"pyav": decode_pyav.decode_clip, "ffmpeg": decode_ffmpeg.decode_clip
 
 @pytest.fixture(params=DECODERS)
 def decode(request):
-    def decode_numbers(path: Path | str, num_frames: int = 5, size: FrameSize = NATIVE, **window: float) -> Clip:
+    def decode_numbers(path: Path | str, num_frames: int = 5, size: FrameSize = NATIVE, **window: Any) -> Clip:
         return DECODERS[request.param](str(path), FrameRequest(num_frames, size, **window))
 
     return decode_numbers
