@@ -1,5 +1,6 @@
 """`index`, stage 3."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -38,6 +39,10 @@ def index(
         list[str] | None, typer.Option("--search", help="A search parameter, such as efSearch=128; repeatable")
     ] = None,
     on_disk: Annotated[bool, typer.Option("--on-disk", help="Keep inverted lists in a mapped file")] = False,
+    export: Annotated[
+        Path | None,
+        typer.Option(help="Build nothing: write the live index's vectors, ids and paths to this Parquet file"),
+    ] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="Build on a GPU (needs faiss-gpu)")] = False,
     run: RunOption = None,
     head_dir: HeadDirOption = None,
@@ -54,6 +59,7 @@ def index(
         python cli.py index --recall 0.99 --memory 2GB --latency-ms 5
         python cli.py index --factory HNSW32 --search efSearch=128
         python cli.py index --run zero-shot
+        python cli.py index --export vectors.parquet
     """
     by_need = [value for value in (recall, memory, latency_ms) if value is not None]
     exclusive(
@@ -61,7 +67,16 @@ def index(
     )
     memory_bytes = size_in_bytes(memory) if memory else None
     search_parameters = numbers(pairs(search_, "--search"), "--search")
+    exclusive({"--export": export, "options of building": by_need or factory or search_ or on_disk or run or head_dir})
     place = Workspace.locate(workspace)
+    if export:
+        from pipeline.retrieve.corpus import generations
+        from pipeline.retrieve.export import export_vectors
+        from pipeline.retrieve.retriever import latest_corpus
+
+        rows = export_vectors(generations(place, dataset or latest_corpus(place)), export)
+        show({"rows": rows, "file": str(export)}, as_json, f"{rows} vectors in {export}")
+        return
 
     from pipeline.clip.advice import warn_of_test_model
     from pipeline.device import resolve_device

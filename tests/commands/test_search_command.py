@@ -5,6 +5,7 @@ import shutil
 import sys
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from clip_maker import make_clip
 from command_line import refused, run
@@ -40,6 +41,22 @@ def hits(indexed, *arguments):
 
 def names(answer):
     return [hit["path"].rsplit("/", 1)[-1] for hit in answer["hits"]]
+
+
+def test_an_index_can_be_handed_over(indexed, tmp_path):
+    from pipeline import Retriever
+
+    out = tmp_path / "vectors.parquet"
+    result = json.loads(run("index", "--export", out, "--json", "--workspace", indexed / "w").stdout)
+    table = pq.read_table(out)
+    assert (result["rows"], table.column_names) == (len(table), ["video_id", "path", "vector"])
+    assert len(set(table["video_id"].to_pylist())) == 6
+    vectors = np.stack(table["vector"].to_numpy(zero_copy_only=False)).astype(np.float32)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-2)
+    with Retriever.open(indexed / "w") as retriever:
+        (hits_,) = retriever.search(["a clip"], top=1)
+    assert hits_[0].path in table["path"].to_pylist()
+    refused("index", "--export", out, "--factory", "Flat", "--workspace", indexed / "w")
 
 
 def test_metadata_of_the_captions_file_filters(indexed):
