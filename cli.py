@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.clip_out import clip_out
 from pipeline.commands.compare import compare
 from pipeline.commands.demo import demo
 from pipeline.commands.doctor import doctor
@@ -61,6 +62,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "index": index,
     "evaluate": evaluate,
     "search": search,
+    "clip-out": clip_out,
     "reindex": reindex,
     "compare": compare,
     "reproduce": reproduce,

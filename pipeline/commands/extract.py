@@ -1,8 +1,9 @@
 """`extract`, stage 1."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +25,9 @@ from pipeline.commands.options import (
 from pipeline.errors import BadInput
 from pipeline.presets import get_preset
 from pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipeline.video.windows import Split
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +67,20 @@ def extract(
             max=4096,
             help="Frames a video: the middles of as many equal intervals [default: the preset's, or 12]",
         ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Cut files into clips: every:LENGTH[:STRIDE] in seconds, scenes, or scenes:transnetv2|content|adaptive"
+        ),
+    ] = None,
+    min_clip: Annotated[
+        float | None,
+        typer.Option(min=0, max=1e6, help="Shortest clip of --split in seconds [default: half of LENGTH; scenes: 1]"),
+    ] = None,
+    max_clip: Annotated[
+        float | None,
+        typer.Option(min=0.1, max=1e6, help="Longest scene; longer ones are cut into equal parts [default: 30]"),
     ] = None,
     decoder: Annotated[Decoder, typer.Option(help="pyav is exact and fast")] = "pyav",
     allow_mixed_decoders: Annotated[
@@ -112,6 +130,10 @@ def extract(
     \b
         python cli.py extract --dataset shapes
         python cli.py extract --videos my_clips/ --captions captions.csv
+        python cli.py extract --videos films/ --split every:10
+        python cli.py extract --videos films/ --split every:10:5
+        python cli.py extract --videos films/ --split scenes --max-clip 20
+        python cli.py extract --source windows.csv
         python cli.py extract --source s3://bucket/clips
         python cli.py extract --videos my_clips/ --benchmark
         python cli.py extract --dataset msrvtt --videos /data/msrvtt --annotations /data/msrvtt_csv \\
@@ -125,6 +147,7 @@ def extract(
     options: dict[str, Any] = dict(pairs(option, "--option"))
     of_data_set = videos or dataset or annotations or captions or option
     exclusive({"--source": source, "--videos, --dataset, --annotations, --captions, --option": of_data_set})
+    rule = split_rule(split, min_clip, max_clip)
     if preset:
         recipe = get_preset(preset)
         if dataset not in (None, recipe.dataset):
@@ -146,6 +169,11 @@ def extract(
         manifest = source_manifest(source, allow_private)
     else:
         manifest = dataset_manifest(place, dataset, videos, annotations, captions, options)
+    if rule is not None:
+        from pipeline.extract.clips import split_manifest, split_name
+
+        manifest = replace(manifest, name=split_name(manifest.name, rule))
+        manifest = split_manifest(manifest, rule, settings, place.dataset_dir(manifest.name))
     if benchmark:
         from pipeline.extract.benchmark import benchmark as measure_rates
 
@@ -164,7 +192,27 @@ def extract(
     if report.failed:
         classes = ", ".join(f"{name}: {count}" for name, count in sorted(report.failure_classes.items()))
         text += f"\nfailures ({classes}): {report.store}/failures.parquet"
+    if rule is not None:
+        text += f"\nclips of {manifest.protocol['clips']['measured']} files, as data set {manifest.name}"
     show({name: getattr(report, name) for name in ("inputs", "done", "failed", "skipped", "store")}, as_json, text)
     if not report.enough:
         log.warning(f"only {report.coverage:.1%} of the videos are done (--min-coverage {report.min_coverage:.0%})")
         raise typer.Exit(1)
+
+
+def split_rule(split: str | None, min_clip: float | None, max_clip: float | None) -> "Split | None":
+    """The rule that --split, --min-clip and --max-clip name. Raises BadInput, or MissingData without the extra."""
+    if split is None:
+        if min_clip is not None or max_clip is not None:
+            raise BadInput(
+                "--min-clip and --max-clip belong to --split", fix="give --split every:10, or leave them out"
+            )
+        return None
+    from pipeline.video.windows import parse_split
+
+    rule = parse_split(split, min_clip, max_clip)
+    if rule.detector:
+        from pipeline.video.scenes import require_detector
+
+        require_detector(rule.detector)
+    return rule

@@ -21,6 +21,7 @@ from pipeline.datasets.folder import inside_folder
 from pipeline.datasets.readers import LISTS, Repairs, Row, clean_captions, read_list
 from pipeline.datasets.videos import VIDEO_EXTENSIONS
 from pipeline.errors import BadInput, MissingData
+from pipeline.stores.clip_ids import clip_id
 from pipeline.stores.manifest import SKIPPED, Manifest, VideoEntry
 from pipeline.video.fetch import member_source
 from pipeline.video.urls import fsspec_options, refusal
@@ -91,9 +92,9 @@ def tar_manifest(pattern: str, name: str, allow_private: bool = False) -> Manife
 def list_manifest(source: str, name: str, allow_private: bool = False) -> Manifest:
     """Columns path, and optionally video_id, caption, split, start, end; a row a caption, an empty field not given.
 
-    Without video_id a clip is called by its path, a window of it by `path#start-end`, so that the windows of one file
-    are clips of their own. Rows of one clip may differ in the caption alone. Paths are URLs of a scheme in _URLS, or
-    relative to the list; a path that leaves the list's folder is refused.
+    Without video_id a clip is called by its path, a window of it by `path#t=start,end` (seconds), so that the windows
+    of one file are clips of their own. Rows of one clip may differ in the caption alone. Paths are URLs of a scheme in
+    _URLS, or relative to the list; a path that leaves the list's folder is refused.
     """
     repairs = Repairs()
     with _local_copy(source, allow_private) as path:
@@ -145,8 +146,7 @@ def _row_entry(row: Row, root: str, repairs: Repairs) -> VideoEntry:
     if "path" not in given:
         raise BadInput(f"{row.where}: no path", expected="columns path, video_id, caption")
     start, end = (_seconds(given.get(key), f"{row.where}: {key}") for key in ("start", "end"))
-    window = "" if start is None and end is None else f"#{start or 0.0}-{'' if end is None else end}"
-    video_id = _text(given.get("video_id", f"{given['path']}{window}"))
+    video_id = _text(given.get("video_id", clip_id(str(given["path"]), start, end)))
     path = _allowed(_text(given["path"]), root, row.where)
     captions = clean_captions([str(given["caption"])], row.where, repairs) if "caption" in given else ()
     return VideoEntry(video_id, path, str(given.get("split", "")), captions, start, end)

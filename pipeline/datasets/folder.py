@@ -2,7 +2,8 @@
 
 Captions: CSV, Parquet or JSONL with `video_id`, `caption` and optionally `path` (inside the folder) and `split` (train,
 val, test); or MSR-VTT's form `key,vid_key,video_id,sentence`. Without `path` a video is found by its id: a file name,
-with or without its extension. A video with several captions has several rows.
+with or without its extension. A video with several captions has several rows. A `video_id` with `#t=START,END`
+(seconds) names a clip of a file (windows.py).
 
 Every regular file of the folder is counted: captioned ones are entries under their video_id, the others entries under
 their relative path in the split "corpus" (searchable, not evaluated), and files that by their kind cannot be videos
@@ -19,6 +20,7 @@ from typing import Any
 
 from pipeline.datasets.readers import Repairs, Row, check_id, clean_captions, read_list
 from pipeline.datasets.videos import VideoIndex
+from pipeline.datasets.windows import split_rows, window_entries
 from pipeline.errors import BadInput, MissingData
 from pipeline.stores.manifest import SPLITS, Manifest, VideoEntry
 
@@ -41,17 +43,20 @@ def folder_manifest(videos: Path, captions: Path | None = None, name: str = "fol
     index = VideoIndex(videos, repairs)
     files = index.files
     rows = read_captions(captions, repairs) if captions else []
+    rows, of_windows = split_rows(rows)
     if captions is not None:
         itself = os.path.relpath(captions.resolve(), videos.resolve()).replace(os.sep, "/")
         files = [path for path in files if path != itself]
     if not files:
         raise MissingData(f"{videos} holds no files", fix="name the folder of the videos with --videos")
     captioned = _entries(rows, index, captions, repairs) if captions else []
+    windows = window_entries(of_windows, index, captions, repairs)
     used = {entry.path for entry in captioned}
     others = [path for path in files if path not in used]
     skipped = [path for path in others if os.path.splitext(path)[1].lower() in NO_VIDEOS]
     no_videos = set(skipped)
-    entries = (*captioned, *(VideoEntry(path, path, "corpus") for path in others if path not in no_videos))
+    whole = (VideoEntry(path, path, "corpus") for path in others if path not in no_videos)
+    entries = (*captioned, *windows, *whole)
     if not entries:
         raise MissingData(f"{videos} holds no videos", got=f"{len(files)} other files, such as {files[0]}")
     protocol: dict[str, Any] = {

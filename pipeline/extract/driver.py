@@ -2,8 +2,9 @@
 
     decoding processes -> bounded queue -> batches of full size across videos -> encoder -> shard, marker
 
-One shard is `shard_size` consecutive clips of the manifest. Its content depends on them and on the settings alone:
-clips arrive in the manifest's order and a batch never spans two shards, so an interrupted and resumed run writes what
+One shard is `shard_size` consecutive clips of the manifest, in which the clips of one file stand together, so that one
+decoding process reads the file once; a long file spans shards. A shard's content depends on its clips and on the
+settings alone: they arrive in order and a batch never spans two shards, so an interrupted and resumed run writes what
 an undisturbed one writes. Decoding runs ahead over shard borders all the while. What is done is never done again; a
 clip that fails is a row that says why; inputs = done + failed + skipped is checked when a shard is written.
 """
@@ -26,6 +27,7 @@ from pipeline.clip.encoder import Encoder
 from pipeline.clip.text import encode_sentences, require_windows
 from pipeline.errors import BadInput, DiskFull, UserError, disk_full
 from pipeline.extract.cache_size import cache_bytes, require_room
+from pipeline.extract.long_files import LongFiles
 from pipeline.extract.settings import ExtractSettings, encoder_for
 from pipeline.fingerprint import SourceFile
 from pipeline.progress import progress
@@ -36,6 +38,7 @@ from pipeline.stores.manifest import SKIPPED, Manifest, VideoEntry
 from pipeline.stores.strings import lookup
 from pipeline.video.job import Job
 from pipeline.video.limits import DecodeFailure
+from pipeline.video.passes import completion
 from pipeline.video.pool import Decoded, DecodePool
 
 
@@ -137,6 +140,7 @@ def _extract_videos(manifest: Manifest, store: FeatureStore, settings: ExtractSe
     known = store.covered().codes_of([row["path"] for row in _skipped(manifest)])
     skipped = [row for row, code in zip(_skipped(manifest), known, strict=True) if code < 0]
     jobs = [Job(index, manifest.resolve(entry), entry.start, entry.end) for index, entry in enumerate(entries)]
+    long = LongFiles(settings.num_frames)
     if not entries and skipped:
         _VideoShard([], settings, encoder).write(store, skipped)
     with (
@@ -148,21 +152,31 @@ def _extract_videos(manifest: Manifest, store: FeatureStore, settings: ExtractSe
             shard = _VideoShard(entries[first : first + settings.shard_size], settings, encoder)
             for done, (job, result) in enumerate(islice(results, len(shard.entries)), first + 1):
                 shard.add(entries[job.index], result, attempts.get(entries[job.index].video_id, 0))
+                long.see(entries[job.index], result)
                 step(done, len(jobs))
             is_last = first + settings.shard_size >= len(entries)
             shard.write(store, skipped if is_last else [])
+    long.warn()
     return len(entries)
 
 
 def _outstanding(manifest: Manifest, store: FeatureStore, settings: ExtractSettings) -> list[VideoEntry]:
-    """Clips without an outcome, and failed ones of the class that is to be retried, in the manifest's order."""
+    """Clips without an outcome, and failed ones of the class that is to be retried, in the manifest's order but for
+    the clips of one file: they come together, in the order in which one pass over it completes them."""
     wanted = store.covered().codes_of(manifest.ids) < 0
     if settings.retry_failed:
         failures = store.failures_table()
         if settings.retry_failed != "all":
             failures = failures.filter(pc.equal(failures["error_class"], settings.retry_failed))
         wanted |= lookup(manifest.ids, failures["video_id"]) >= 0
-    return [manifest.entries[row] for row in np.flatnonzero(wanted)]
+    rows = [int(row) for row in np.flatnonzero(wanted)]
+    if all(entry.start is None and entry.end is None for entry in manifest.entries):
+        return [manifest.entries[row] for row in rows]
+    first: dict[str, int] = {}
+    for place, entry in enumerate(manifest.entries):
+        first.setdefault(entry.path, place)
+    entries = [manifest.entries[row] for row in rows]
+    return sorted(entries, key=lambda entry: (first[entry.path], *completion(entry.start, entry.end)))
 
 
 def _skipped(manifest: Manifest) -> list[dict[str, str]]:

@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import threading
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -25,6 +26,7 @@ from typing import IO, Any
 import ffmpeg
 import numpy as np
 
+from pipeline.frame_size import FrameSize
 from pipeline.video.decode_pyav import (
     FALLBACK_RATE,
     FORMATS,
@@ -41,6 +43,7 @@ from pipeline.video.sampling import choose_frames
 NAME = "ffmpeg"
 _TAIL = 2000  # characters of the program's messages that are kept
 _LINE = 4096
+_PLACES = 1000  # frames chosen in one command, whose words may not be longer than 128 KiB
 _INPUT = "input-name-in-hexadecimal:"
 
 
@@ -66,18 +69,62 @@ def version() -> str:
 
 def decode_clip(path: str, request: FrameRequest, limits: Limits | None = None, *, hwaccel: str | None = None) -> Clip:
     """Decode the requested frames of the file at `path`. Raises DecodeFailure."""
+    [result] = decode_clips(path, [request], limits, hwaccel=hwaccel)
+    if isinstance(result, DecodeFailure):
+        raise result
+    return result
+
+
+def decode_clips(
+    path: str, requests: Sequence[FrameRequest], limits: Limits | None = None, *, hwaccel: str | None = None
+) -> Iterator[Clip | DecodeFailure]:
+    """Yield the result of each window of one file, in order; their ends ascend. Raises DecodeFailure for the file.
+
+    The times are listed once. The frames of up to `_PLACES` places come from one decoding of the file.
+    """
     limits = limits or Limits()
     source = _source(path, limits, hwaccel)
     times = presentation_times(_frame_times(source, limits), FALLBACK_RATE)
     if not times:
         raise DecodeFailure("decode", "NoFrames", "ffmpeg decoded no frame")
-    places = choose_frames(times, request.num_frames, request.start, request.end)
-    if not places:
-        raise DecodeFailure("decode", "EmptyWindow", f"no frame in the window [{request.start}, {request.end}) s")
-    pictures = list(_pictures(source, places, request, limits))
-    if len(pictures) != len(places):
-        raise DecodeFailure("decode", "Unstable", f"{len(places)} frames chosen, {len(pictures)} decoded")
-    return Clip(np.stack(pictures), np.array([times[place] - times[0] for place in places]), NAME)
+    chosen = [choose_frames(times, request.num_frames, request.start, request.end) for request in requests]
+    first = 0
+    while first < len(requests):
+        after = first + 1
+        while after < len(requests) and sum(map(len, chosen[first : after + 1])) <= _PLACES:
+            after += 1
+        yield from _windows(source, times, requests[first:after], chosen[first:after], limits)
+        first = after
+
+
+def _windows(
+    source: Any,
+    times: Sequence[float],
+    requests: Sequence[FrameRequest],
+    chosen: Sequence[Sequence[int]],
+    limits: Limits,
+) -> Iterator[Clip | DecodeFailure]:
+    """One decoding of the file for the frames of all these windows; each is handed over after its last frame."""
+    takers: defaultdict[int, list[int]] = defaultdict(list)
+    for number, places in enumerate(chosen):
+        for place in places:
+            takers[place].append(number)
+    pictures = _pictures(source, sorted(takers), requests[0].size, limits)
+    arriving = iter(sorted(takers))
+    found: list[dict[int, np.ndarray]] = [{} for _ in requests]
+    for number, (request, places) in enumerate(zip(requests, chosen, strict=True)):
+        while len(found[number]) < len(places):
+            picture = next(pictures, None)
+            if picture is None:
+                raise DecodeFailure("decode", "Unstable", f"fewer than the {len(takers)} frames chosen were decoded")
+            place = next(arriving)
+            for taker in takers[place]:
+                found[taker][place] = picture
+        if places:
+            seconds = np.array([times[place] - times[0] for place in places])
+            yield Clip(np.stack([found[number].pop(place) for place in places]), seconds, NAME)
+        else:
+            yield DecodeFailure("decode", "EmptyWindow", f"no frame in the window [{request.start}, {request.end}) s")
 
 
 # -- the two runs
@@ -124,7 +171,7 @@ def _frame_times(source: Any, limits: Limits) -> list[float]:
     return times
 
 
-def _pictures(source: Any, places: Sequence[int], request: FrameRequest, limits: Limits) -> Iterator[np.ndarray]:
+def _pictures(source: Any, places: Sequence[int], size: FrameSize, limits: Limits) -> Iterator[np.ndarray]:
     """The frames with these numbers (ascending), at the encoder's size."""
     wanted = "+".join(f"eq(n,{place})" for place in places)
     pictures = (
@@ -144,7 +191,7 @@ def _pictures(source: Any, places: Sequence[int], request: FrameRequest, limits:
             data = output.read(3 * width * height)
             if len(data) < 3 * width * height:
                 raise DecodeFailure("decode", "Unstable", "ffmpeg's last picture is cut off")
-            yield fit(np.frombuffer(data, np.uint8).reshape(height, width, 3), request.size)
+            yield fit(np.frombuffer(data, np.uint8).reshape(height, width, 3), size)
 
 
 def _every_frame() -> dict[str, str]:

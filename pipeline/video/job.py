@@ -9,13 +9,17 @@ from pipeline.video.limits import Limits
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """Settings of a decoding process. decoder: "pyav", "ffmpeg", or "pyav+ffmpeg" (see decode.py)."""
+    """Settings of a decoding process. decoder: "pyav", "ffmpeg", or "pyav+ffmpeg" (see decode.py).
+
+    `measure`: the answers hold no frames, and as `times` 0 and the seconds that the file lasts.
+    """
 
     num_frames: int
     size: FrameSize
     decoder: str = "pyav"
     hwaccel: str | None = None
     limits: Limits = field(default_factory=Limits)
+    measure: bool = False
 
     @property
     def clip_bytes(self) -> int:

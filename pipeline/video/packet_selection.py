@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pipeline.video.bitstream import PictureInfo
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PacketRow:
     """One video packet in decoding order. hidden: decoded but never shown (cut off by an edit list)."""
 
@@ -58,7 +58,8 @@ def plan_runs(rows: Sequence[PacketRow], wanted: Sequence[int]) -> list[Run] | N
         run = Run(entries[place], target, {_pts(rows, target)})
         while runs and run.first <= runs[-1].last:
             before = runs.pop()
-            run = Run(min(before.first, run.first), run.last, before.wanted | run.wanted)
+            before.wanted |= run.wanted
+            run = Run(min(before.first, run.first), run.last, before.wanted)
         runs.append(run)
     for run in runs:
         run.dropped = _droppable(rows, run)

@@ -1,8 +1,10 @@
 """Run decoding in worker processes with limits on time and memory; failures become results.
 
-Jobs go out in small batches, answers come back in the order of the jobs. At most `max_clips` clips are under way or
-waiting, so memory does not grow with the corpus. A process that gives no answer within the time limit is killed (with
-its children) and replaced; the clip it was at becomes a failure, the rest of its batch goes to another process.
+Jobs go out in small batches, but all consecutive clips of one file go to one process, which reads the file once;
+answers come back in the order of the jobs. At most `max_clips` clips are under way or waiting, so memory grows neither
+with the corpus nor with the length of a file: a process whose clips are not needed yet waits before it decodes further.
+A process that gives no answer within the time limit is killed (with its children) and replaced; the clip it was at
+becomes a failure, the rest of its batch goes to another process.
 """
 
 import contextlib
@@ -14,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
@@ -31,6 +33,7 @@ from pipeline.video.limits import DecodeFailure
 _BUFFER_BYTES = 96 << 20
 _BATCH_BYTES = 4 << 20
 _MAX_BATCH = 32
+_MAX_KILLS = 3  # processes lost in a row at clips of one file, before the rest of its clips are given up
 _START_SECONDS = 120.0  # for a process to import its libraries on a busy machine
 
 
@@ -79,8 +82,9 @@ class DecodePool:
         self._max_clips = max(2 * self._count * self._batch, _BUFFER_BYTES // settings.clip_bytes)
         self._workers: list[_Worker] = []
         self._results: dict[int, Decoded | DecodeFailure] = {}
-        self._unconsumed = 0  # clips handed out and not yet taken by the consumer
-        self._handed_out = 0  # clips that were, at least once
+        self._next = 0  # the clip that the consumer takes next
+        self._handed_out = 0  # clips that were handed out, at least once
+        self._kills: Counter[str] = Counter()  # by source, since its last answer
         self._changed = threading.Condition()
         self._woken, self._wake = Pipe(duplex=False)
         self._stopping = False
@@ -106,7 +110,7 @@ class DecodePool:
                 if self._error is not None:
                     raise self._error
                 result = self._results.pop(job.index)
-                self._unconsumed -= 1
+                self._next = job.index + 1
             self._wake_collector()
             yield job, result
 
@@ -120,7 +124,8 @@ class DecodePool:
         try:
             while not self._stopping and self._has_work():
                 self._hand_out()
-                for ready in wait([self._woken, *(w.connection for w in self._workers)], timeout=self._patience()):
+                heard = [self._woken, *(w.connection for w in self._workers if self._is_heard(w))]
+                for ready in wait(heard, timeout=self._patience()):
                     if ready is self._woken:
                         self._woken.recv_bytes()
                     else:
@@ -139,20 +144,32 @@ class DecodePool:
 
     def _hand_out(self) -> None:
         # What a killed process gave back comes whatever else waits: the consumer needs it before it takes anything.
-        while self._waiting and (self._unconsumed < self._max_clips or self._waiting[0].index < self._handed_out):
+        while self._waiting and (self._under_way() < self._max_clips or self._waiting[0].index < self._handed_out):
             idle = next((worker for worker in self._workers if not worker.batch), None)
             if idle is None and len(self._workers) < self._count:
                 idle = self._start()
             if idle is None:
                 return
-            size = min(self._batch, len(self._waiting))
-            idle.batch.extend(self._waiting.popleft() for _ in range(size))
+            while self._waiting and (len(idle.batch) < self._batch or self._waiting[0].source == idle.batch[-1].source):
+                idle.batch.append(self._waiting.popleft())
             self._handed_out = max(self._handed_out, idle.batch[-1].index + 1)
             idle.deadline = time.monotonic() + self._limit(idle)
-            with self._changed:
-                self._unconsumed += size
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died: receiving will tell
                 idle.connection.send_bytes(json.dumps([asdict(job) for job in idle.batch]).encode())
+
+    def _under_way(self) -> int:
+        """Clips that the consumer has not taken: those here, and what processes may be at."""
+        return len(self._results) + sum(min(self._batch, len(worker.batch)) for worker in self._workers)
+
+    def _is_heard(self, worker: _Worker) -> bool:
+        """Are a process's answers taken now? Only while there is room, but always what the consumer waits for. The
+        time of one that is made to wait does not run."""
+        if not worker.ready or len(self._results) < self._max_clips:
+            return True
+        if worker.batch and worker.batch[0].index <= self._next:
+            return True
+        worker.deadline = time.monotonic() + self._limit(worker)
+        return False
 
     def _limit(self, worker: _Worker) -> float:
         return self._settings.limits.max_seconds + (0.0 if worker.ready else _START_SECONDS)
@@ -195,6 +212,7 @@ class DecodePool:
         job = worker.batch.popleft()
         assert job.index == answer["index"], "a worker answers in order"
         worker.deadline = time.monotonic() + self._limit(worker)
+        self._kills.pop(job.source, None)
         self._settle(job, _result(answer, frames))
 
     def _kill_late(self) -> None:
@@ -210,12 +228,15 @@ class DecodePool:
             raise RuntimeError(f"a decoding process could not start (exit status {status}); its message stands above")
         if not worker.batch:
             return
-        blamed = worker.batch.popleft()
+        blamed = [worker.batch.popleft()]
+        source = blamed[0].source
+        self._kills[source] += 1
+        while self._kills[source] >= _MAX_KILLS and worker.batch and worker.batch[0].source == source:
+            blamed.append(worker.batch.popleft())
         self._waiting.extendleft(reversed(worker.batch))
-        with self._changed:
-            self._unconsumed -= len(worker.batch)
         how = f", killed by {signal.Signals(-status).name}" if status < 0 and kind == "DecoderCrash" else ""
-        self._settle(blamed, DecodeFailure("decode", kind, message + how))
+        for job in blamed:
+            self._settle(job, DecodeFailure("decode", kind, message + how))
 
     def _settle(self, job: Job, result: Decoded | DecodeFailure) -> None:
         with self._changed:

@@ -5,7 +5,7 @@ of each is taken; a clip of fewer than F frames gives all of them (the rest of i
 frame count that a header claims play no part: `frames` are those that really come out of the decoder.
 """
 
-import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -37,9 +37,14 @@ def choose_frames(
     A window [start, end) in seconds from the first frame restricts the choice to the frames shown in it; a window
     that holds no frame gives an empty list.
     """
-    if not times:
-        return []
-    low = times[0] + (start if start is not None else 0.0)
-    high = times[0] + end if end is not None else math.inf
-    inside = [index for index, time in enumerate(times) if low <= time < high]
+    inside = frames_inside(times, start, end)
     return [inside[index] for index in middle_indices(len(inside), num_frames)]
+
+
+def frames_inside(times: Sequence[float], start: float | None = None, end: float | None = None) -> range:
+    """Indices of the frames shown in the window [start, end), in seconds from the first of `times` (ascending)."""
+    if not times:
+        return range(0)
+    low = 0 if start is None else bisect_left(times, times[0] + start)
+    high = len(times) if end is None else bisect_left(times, times[0] + end)
+    return range(low, max(low, high))

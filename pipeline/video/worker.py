@@ -11,14 +11,17 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
+from pipeline.fingerprint import SourceFile
 from pipeline.video.job import DecodeSettings, Job
 from pipeline.video.limits import DecodeFailure
+from pipeline.video.passes import passes
 from pipeline.video.process import die_with_parent
 
 
@@ -32,7 +35,7 @@ def main() -> None:
 
 
 def serve(connection: Connection) -> None:
-    """Answer batches of jobs until the pipe closes."""
+    """Answer batches of jobs, the clips of one file in one pass, until the pipe closes."""
     settings = DecodeSettings.from_json(connection.recv_bytes().decode())
     import av
 
@@ -40,42 +43,55 @@ def serve(connection: Connection) -> None:
     _limit_memory(settings.limits.max_memory_bytes)
     connection.send_bytes(b"{}")
     while True:
-        for job in json.loads(connection.recv_bytes()):
-            answer, frames = _answer(Job(**job), settings)
-            connection.send_bytes(json.dumps(answer).encode())
-            if frames is not None:
-                connection.send_bytes(frames)
+        for part in passes([Job(**job) for job in json.loads(connection.recv_bytes())], settings):
+            for answer, frames in _answers(part, settings):
+                connection.send_bytes(json.dumps(answer).encode())
+                if frames is not None:
+                    connection.send_bytes(frames)
 
 
-def _answer(job: Job, settings: DecodeSettings) -> tuple[dict[str, Any], Any]:
-    from pipeline.video.decode import decode
+def _answers(jobs: Sequence[Job], settings: DecodeSettings) -> Iterator[tuple[dict[str, Any], Any]]:
+    """One answer a job, in their order, while the file is decoded."""
+    from pipeline.video.decode import decode, measure
 
     started = time.perf_counter()
-    try:
-        clip, decoder, source = decode(job, settings)
-    except DecodeFailure as failure:
-        row: dict[str, Any] = {"step": failure.step, "kind": failure.kind, "message": failure.message}
-        if failure.source is not None:
-            row["source"] = asdict(failure.source)
-        return {"index": job.index, "failure": row}, None
-    except MemoryError:
-        row = {
-            "step": "decode",
-            "kind": "MemoryLimit",
-            "message": f"needs over {settings.limits.max_memory_bytes} bytes",
+    results = (measure(job, settings) for job in jobs) if settings.measure else decode(jobs, settings)
+    for place, job in enumerate(jobs):
+        try:
+            clip, decoder, source = next(results)
+        except MemoryError:
+            message = f"needs over {settings.limits.max_memory_bytes} bytes"
+            for left in jobs[place:]:
+                yield _failed(left, DecodeFailure("decode", "MemoryLimit", message), None), None
+            return
+        if isinstance(clip, DecodeFailure):
+            yield _failed(job, clip, source), None
+            continue
+        assert source is not None, "what was decoded was there to be read"
+        about = {
+            "index": job.index,
+            "shape": clip.frames.shape,
+            "times": clip.times.tolist(),
+            "method": clip.method,
+            "decoder": decoder,
+            "note": clip.note,
+            "source": asdict(source),
+            "seconds": time.perf_counter() - started,
         }
-        return {"index": job.index, "failure": row}, None
-    about = {
+        yield about, np.ascontiguousarray(clip.frames).reshape(-1).data
+        started = time.perf_counter()
+
+
+def _failed(job: Job, failure: DecodeFailure, source: SourceFile | None) -> dict[str, Any]:
+    return {
         "index": job.index,
-        "shape": clip.frames.shape,
-        "times": clip.times.tolist(),
-        "method": clip.method,
-        "decoder": decoder,
-        "note": clip.note,
-        "source": asdict(source),
-        "seconds": time.perf_counter() - started,
+        "failure": {
+            "step": failure.step,
+            "kind": failure.kind,
+            "message": failure.message,
+            **({} if source is None else {"source": asdict(source)}),
+        },
     }
-    return about, memoryview(np.ascontiguousarray(clip.frames).data).cast("B")
 
 
 def _limit_memory(limit: int) -> None:

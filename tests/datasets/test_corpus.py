@@ -140,9 +140,9 @@ def test_windows_of_one_file_are_clips_of_their_own(tmp_path):
     table = "path,start,end,caption\na.mp4,0,5,x\na.mp4,5,10,y\na.mp4,0.0,5,z\na.mp4,10,,\na.mp4,,,whole\n"
     found = [(entry.video_id, entry.start, entry.end, entry.captions) for entry in read_list(tmp_path, table).entries]
     assert found == [
-        ("a.mp4#0.0-5.0", 0.0, 5.0, ("x", "z")),
-        ("a.mp4#5.0-10.0", 5.0, 10.0, ("y",)),
-        ("a.mp4#10.0-", 10.0, None, ()),
+        ("a.mp4#t=0,5", 0.0, 5.0, ("x", "z")),
+        ("a.mp4#t=5,10", 5.0, 10.0, ("y",)),
+        ("a.mp4#t=10", 10.0, None, ()),
         ("a.mp4", None, None, ("whole",)),
     ]
 

@@ -206,9 +206,9 @@ def _compare_with_everything(path: Path) -> bool:
     except DecodeFailure:
         return False
     with decode_pyav._opened(str(path), Limits()) as (container, stream):
-        everything = decode_pyav._decode_everything(
-            decode_pyav._Packets(str(path), container, stream, Limits()), REQUEST
-        )
+        packets = decode_pyav._Packets(str(path), container, stream, Limits())
+        [everything] = decode_pyav._in_sequence(packets, [REQUEST])
+    assert isinstance(everything, decode_pyav.Clip)
     np.testing.assert_array_equal(clip.frames, everything.frames)
     np.testing.assert_array_equal(clip.times, everything.times)
     return True

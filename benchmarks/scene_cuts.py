@@ -1,0 +1,154 @@
+"""Precision and recall of the scene detectors of `extract --split scenes`, within two frames.
+
+    python benchmarks/scene_cuts.py FOLDER [--clips 12] [--films 4] [--seconds 6] [--detectors content]
+
+Films are put together from stretches of the videos in FOLDER (any folder of clips), each of one shot as far as the
+light detectors see: a cut is known to be where one stretch ends. They are coded at 320 x 180, 25 frames a second, once
+with hard cuts only, once with half of the joins as dissolves of half a second (a cut found inside the dissolve counts).
+The same detectors run on clips of FOLDER as they are; there no truth is known, and the table says how many cuts each
+finds and how many of them another one finds too. Every frame comes from the project's decoder, as in `extract`.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline.extract.clips import scene_cuts
+from pipeline.fingerprint import source_file
+from pipeline.video.decode_ffmpeg import executable
+from pipeline.video.decode_pyav import FrameRequest, decode_clip
+from pipeline.video.limits import DecodeFailure
+from pipeline.video.pool import Decoded
+from pipeline.video.scenes import make_detector
+from pipeline.video.windows import DETECTORS
+
+RATE, TOLERANCE, FADE = 25, 2, 0.48
+
+
+def found_cuts(path: Path, detector: str) -> tuple[list[float], int, float]:
+    """Seconds at which scenes begin, frames of the file, processor seconds of the detector."""
+    made = make_detector(detector, "cpu")
+    clip = decode_clip(str(path), FrameRequest(1_000_000, made.size))
+    started = time.process_time()
+    pieces = [Decoded(clip.frames, clip.times, "pyav", clip.method, clip.note, 0.0, source_file(path))]
+    return scene_cuts(pieces, made), len(clip.frames), time.process_time() - started
+
+
+def matched(cuts: Sequence[float], truth: Sequence[tuple[float, float]]) -> int:
+    """How many of the true transitions (first and last second) have a cut of their own within two frames."""
+    left, hits = sorted(cuts), 0
+    for first, last in truth:
+        slack = TOLERANCE / RATE + 1e-6
+        near = next((cut for cut in left if first - slack <= cut <= last + slack), None)
+        if near is not None:
+            left.remove(near)
+            hits += 1
+    return hits
+
+
+def make_film(parts: Sequence[Path], dissolves: bool, path: Path, seconds: float) -> list[tuple[float, float]]:
+    """Join stretches of `seconds` each; the transitions. Every second one is a dissolve if asked for."""
+    truth, chain, total, label = [], [], seconds, "[0:v]"
+    for number in range(1, len(parts)):
+        joined = f"[j{number}]"
+        if dissolves and number % 2:
+            chain.append(f"{label}[{number}:v]xfade=transition=fade:duration={FADE}:offset={total - FADE:.3f}{joined}")
+            truth.append((total - FADE, total))
+            total += seconds - FADE
+        else:
+            chain.append(f"{label}[{number}:v]concat=n=2:v=1,settb=1/{RATE},fps={RATE}{joined}")
+            truth.append((total, total))
+            total += seconds
+        label = joined
+    inputs = [word for part in parts for word in ("-i", str(part))]
+    command = [executable(), "-nostdin", "-loglevel", "error", "-y", *inputs, "-filter_complex", ";".join(chain)]
+    command += ["-map", label, "-c:v", "libx264", "-preset", "veryfast", "-threads", "1", str(path)]
+    subprocess.run(command, check=True)
+    return truth
+
+
+def stretches(videos: Sequence[Path], seconds: float, folder: Path) -> list[Path]:
+    """The first `seconds` of each video, where every light detector sees one shot."""
+    fitted = f"scale=320:180:force_original_aspect_ratio=decrease,pad=320:180:-1:-1,setsar=1,fps={RATE},format=yuv420p"
+    kept = []
+    for number, video in enumerate(videos):
+        part = folder / f"part-{number}.mp4"
+        command = [executable(), "-nostdin", "-loglevel", "error", "-y", "-i", str(video), "-t", str(seconds), "-an"]
+        command += ["-vf", fitted, "-c:v", "libx264", "-preset", "veryfast", "-threads", "1", str(part)]
+        if subprocess.run(command, stderr=subprocess.DEVNULL).returncode:
+            continue
+        try:
+            cuts, frames, _ = found_cuts(part, "content")
+        except DecodeFailure:
+            continue
+        if frames == round(seconds * RATE) and not cuts and not found_cuts(part, "adaptive")[0]:
+            kept.append(part)
+    return kept
+
+
+def on_films(parts: list[Path], films: int, seconds: float, folder: Path, detectors: Sequence[str]) -> None:
+    print("| films | detector | cuts | precision | recall | frames/s |\n|---|---|---|---|---|---|")
+    for name, dissolves in (("hard cuts", False), ("half dissolves", True)):
+        made = []
+        for number in range(films):
+            rng = Random(f"{name} {number}")
+            path = folder / f"{name} {number}.mp4"
+            made.append((path, make_film(rng.sample(parts, min(8, len(parts))), dissolves, path, seconds)))
+        for detector in detectors:
+            hits = found = true = frames = 0
+            spent = 0.0
+            for path, truth in made:
+                cuts, count, cost = found_cuts(path, detector)
+                hits, found, true = hits + matched(cuts, truth), found + len(cuts), true + len(truth)
+                frames, spent = frames + count, spent + cost
+            cells = [name, detector, true, f"{hits / max(1, found):.3f}", f"{hits / true:.3f}", f"{frames / spent:.0f}"]
+            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+def on_clips(videos: Sequence[Path], detectors: Sequence[str]) -> None:
+    print("\n| detector | cuts in real clips | found by another too |\n|---|---|---|")
+    per_clip = []
+    for video in videos:
+        try:
+            per_clip.append({detector: found_cuts(video, detector)[0] for detector in detectors})
+        except DecodeFailure as failure:
+            print(f"{video.name} is left out: {failure.message}", file=sys.stderr)
+    for detector in detectors:
+        total = shared = 0
+        for cuts in per_clip:
+            others = sorted(cut for other in detectors if other != detector for cut in cuts[other])
+            total += len(cuts[detector])
+            shared += sum(any(abs(cut - other) <= TOLERANCE / RATE for other in others) for cut in cuts[detector])
+        print(f"| {detector} | {total} | {shared} |")
+    print(f"\n{len(per_clip)} clips")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--clips", type=int, default=12, help="real clips that are looked at as they are")
+    parser.add_argument("--films", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each stretch")
+    parser.add_argument("--detectors", nargs="+", choices=DETECTORS, default=list(DETECTORS))
+    arguments = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)
+    videos = [path for path in sorted(arguments.folder.iterdir()) if path.suffix in (".mp4", ".mkv", ".webm", ".avi")]
+    with tempfile.TemporaryDirectory() as name:
+        parts = stretches(videos, arguments.seconds, Path(name))
+        print(f"{len(parts)} stretches of one shot from {len(videos)} clips", file=sys.stderr)
+        on_films(parts, arguments.films, arguments.seconds, Path(name), arguments.detectors)
+    if arguments.clips:
+        on_clips(videos[:: max(1, len(videos) // arguments.clips)], arguments.detectors)
+
+
+if __name__ == "__main__":
+    main()
