@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-NOT_SETTINGS = ("config", "workspace", "json", "help", "benchmark")
+NOT_SETTINGS = ("config", "workspace", "json", "help", "benchmark", "shard", "finish")
 
 
 def option_names(command: Any) -> dict[str, str]:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol
 
 from pipeline.errors import BadInput
 from pipeline.extract.driver import ExtractReport, extract
@@ -17,13 +18,20 @@ from pipeline.workspace import Workspace
 SAMPLE = 100  # files that tell a copied folder from another one of the same name
 
 
-def extract_manifest(workspace: Workspace, manifest: Manifest, settings: ExtractSettings) -> ExtractReport:
-    """Extract what the store lacks, write the manifest, and remember the store as the last one. Raises BadInput where
-    the store was made from another folder of the same name."""
-    encoder = encoder_name(settings.model, settings.pretrained)
-    store = workspace.features_dir(manifest.name, encoder)
+class Run(Protocol):
+    """`driver.extract`, or another way to do its work or a part of it."""
+
+    def __call__(self, manifest: Manifest, store_path: Path, settings: ExtractSettings) -> ExtractReport: ...
+
+
+def extract_manifest(
+    workspace: Workspace, manifest: Manifest, settings: ExtractSettings, run: Run = extract
+) -> ExtractReport:
+    """Extract what the store lacks by `run`, write the manifest, and remember the store as the last one. Raises
+    BadInput where the store was made from another folder of the same name."""
+    store = store_path(workspace, manifest, settings)
     require_same_media(store, manifest)
-    report = extract(manifest, store, settings)
+    report = run(manifest, store, settings)
     write_manifest(manifest, workspace.manifest_path(manifest.name))
     write_encoder_record(
         store,
@@ -33,8 +41,12 @@ def extract_manifest(workspace: Workspace, manifest: Manifest, settings: Extract
         hwaccel=settings.hwaccel,
         limits=asdict(settings.limits),
     )
-    remember_store(workspace, manifest.name, encoder)
+    remember_store(workspace, manifest.name, store.name)
     return report
+
+
+def store_path(workspace: Workspace, manifest: Manifest, settings: ExtractSettings) -> Path:
+    return workspace.features_dir(manifest.name, encoder_name(settings.model, settings.pretrained))
 
 
 def require_same_media(path: Path, manifest: Manifest) -> None:
