@@ -173,7 +173,7 @@ def extract(
     of_data_set = videos or dataset or annotations or captions or option
     exclusive({"--source": source, "--videos, --dataset, --annotations, --captions, --option": of_data_set})
     exclusive({"--shard": shard, "--finish": finish, "--engine ray": engine == "ray", "--benchmark": benchmark})
-    of_ray = {"address": address, "actors": actors, "gpus_per_worker": gpus_per_worker}
+    of_ray: dict[str, Any] = {"address": address, "actors": actors, "gpus_per_worker": gpus_per_worker}
     of_ray = {
         name: value for name, value in {**of_ray, "cpus_per_worker": cpus_per_worker}.items() if value is not None
     }

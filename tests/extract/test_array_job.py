@@ -3,14 +3,13 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from test_chaos_extract import FAULT, draw_fault, start
 from test_extract import SETTINGS, corpus, encoder, run, undisturbed  # noqa: F401
 
 from pipeline.errors import BadInput, FingerprintMismatch, MissingData
@@ -22,14 +21,12 @@ from pipeline.stores.manifest import VideoEntry, write_manifest
 from pipeline.stores.shards import read_marker
 from pipeline.stores.strings import Strings
 
-_CHILD = """
-import sys
-from pathlib import Path
+_CHILD = f"""{FAULT}
 from clip_maker import PlainEncoder
 from test_extract import SETTINGS
 from pipeline.extract.array_job import extract_part
 from pipeline.stores.manifest import read_manifest
-part = int(sys.argv[3]), int(sys.argv[4])
+part = int(sys.argv[6]), int(sys.argv[7])
 extract_part(read_manifest(Path(sys.argv[1])), Path(sys.argv[2]), SETTINGS, part=part, encoder=PlainEncoder())
 """
 
@@ -182,31 +179,28 @@ def test_what_a_writer_without_lock_is_writing_is_not_removed(undisturbed, tmp_p
 # -- processes
 
 
-def start(manifest_path: Path, store: Path, index: int, count: int) -> subprocess.Popen:
-    root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}{os.pathsep}{Path(__file__).parent}"}
-    command = [sys.executable, "-c", _CHILD, str(manifest_path), str(store), str(index), str(count)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-
-
 def disturb(manifest, expected: FeatureStore, folder: Path, kills: int, seed: int) -> int:
-    """Three processes at once, of which one is killed now and then and started again; returns how many were killed."""
-    rng, store = random.Random(seed), folder / "store"
+    """Three processes at once, killed from outside or by themselves at a call that publishes a file, and started again;
+    returns how many were killed."""
+    rng, store, killed = random.Random(seed), folder / "store", 0
     write_manifest(manifest, folder / "manifest.parquet")
-    parts = {index: start(folder / "manifest.parquet", store, index, 3) for index in range(3)}
-    killed = 0
+
+    def begin(index: int):
+        fault = draw_fault(rng) if killed < kills and rng.random() < 0.7 else ("", "", 0)
+        return start(folder / "manifest.parquet", store, fault, index, 3, child=_CHILD)
+
+    parts = {index: begin(index) for index in range(3)}
     while parts:
         time.sleep(rng.uniform(0.2, 4.0) if killed < kills else 0.2)
-        if killed < kills:
-            victim = parts[rng.choice(list(parts))]
-            victim.send_signal(signal.SIGKILL)
-            killed += victim.wait(120) == -signal.SIGKILL
+        if killed < kills and rng.random() < 0.3:
+            parts[rng.choice(list(parts))].send_signal(signal.SIGKILL)
         for index, process in list(parts.items()):
             if process.poll() == 0:
                 del parts[index]
             elif process.returncode is not None:
-                assert process.returncode == -signal.SIGKILL, process.stderr.read().decode()
-                parts[index] = start(folder / "manifest.parquet", store, index, 3)
+                assert process.returncode == -signal.SIGKILL
+                killed += 1
+                parts[index] = begin(index)
     report = finish(manifest, store, SETTINGS)
     assert (report.inputs, report.done, report.failed, report.skipped) == (14, 10, 3, 1)
     survivor = FeatureStore.open(store)
