@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 ONCE = ("yes", "drop-captions", "retry-failed")  # said of one run: a file that is kept does not repeat them
-NOT_SETTINGS = ("config", "workspace", "json", "help", "benchmark")
+NOT_SETTINGS = ("config", "workspace", "json", "help", "benchmark", "shard", "finish")
 
 
 def option_names(command: Any) -> dict[str, str]:

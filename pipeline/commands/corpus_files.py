@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 
@@ -101,7 +102,13 @@ class CorpusFiles:
     def _update_own(self, manifest: Manifest) -> FileChanges:
         changes = self._settled(manifest)
         if changes is None:
-            report = extract_into(self._workspace, manifest, self._path, self._settings, self._loaded())
+            report = extract_into(
+                self._workspace,
+                manifest,
+                self._path,
+                self._settings,
+                partial(extract, sync=True, encoder=self._loaded()),
+            )
             changes = report.changes or FileChanges()
         return changes
 

@@ -1,7 +1,10 @@
 """`extract`, stage 1."""
 
 import logging
+import os
+import shlex
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +16,7 @@ from pipeline.commands.options import (
     DatasetOptions,
     Decoder,
     DeviceOption,
+    Engine,
     JsonOption,
     LongCaptions,
     Precision,
@@ -149,6 +153,24 @@ def extract(
         bool, typer.Option("--benchmark", help="Only measure the rates of decoding and encoding, and the bottleneck")
     ] = False,
     save: Annotated[Path | None, typer.Option(help="With --benchmark: keep the rates for `plan`")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Write part i of n (0/4 to 3/4) beside other processes; auto: that of a Slurm array task"),
+    ] = None,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="After all --shard i/n: account for all inputs, name missing shards")
+    ] = False,
+    engine: Annotated[Engine, typer.Option(help="This process alone, or a Ray cluster (extra `ray`)")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray cluster; auto: the one of this machine [default: a new local one]")
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option(min=1, max=10**5, help="Ray workers, an encoder each [default: as many as fit]")
+    ] = None,
+    gpus_per_worker: Annotated[float | None, typer.Option(min=0, max=64, help="Of a Ray worker [default: 0]")] = None,
+    cpus_per_worker: Annotated[
+        float | None, typer.Option(min=0.1, max=1024, help="Of a Ray worker, for its decoding [default: 1]")
+    ] = None,
     config: ConfigOption = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
@@ -180,10 +202,25 @@ def extract(
         python cli.py extract --preset msrvtt-b32 --videos /data/msrvtt --annotations /data/msrvtt_csv
         python cli.py extract --dataset vatex --retry-failed all
         python cli.py extract --config extract.yaml
+        python cli.py extract --videos my_clips/ --shard 0/4
+        python cli.py extract --videos my_clips/ --finish
+        python cli.py extract --videos my_clips/ --engine ray --gpus-per-worker 1 --cpus-per-worker 8
     """
     options: dict[str, Any] = dict(pairs(option, "--option"))
     of_data_set = videos or dataset or annotations or captions or option or drop_captions
     exclusive({"--source": source, "--videos, --dataset, --annotations, --captions, --option": of_data_set})
+    exclusive({"--shard": shard, "--finish": finish, "--engine ray": engine == "ray", "--benchmark": benchmark})
+    of_ray: dict[str, Any] = {"address": address, "actors": actors, "gpus_per_worker": gpus_per_worker}
+    of_ray = {
+        name: value for name, value in {**of_ray, "cpus_per_worker": cpus_per_worker}.items() if value is not None
+    }
+    if of_ray and engine != "ray":
+        raise BadInput(f"--{next(iter(of_ray)).replace('_', '-')} belongs to Ray", fix="give --engine ray as well")
+    part = None
+    if shard:
+        from pipeline.extract.shard_plan import parse_part
+
+        part = parse_part(shard, os.environ)
     rule = split_rule(split, min_clip, max_clip)
     if preset:
         recipe = get_preset(preset)
@@ -226,15 +263,34 @@ def extract(
             write_json(save, rates.to_json())
         show(rates.to_json(), as_json, str(rates))
         return
-    from pipeline.extract.corpus import extract_manifest
+    from pipeline.extract.corpus import extract_manifest, store_path
+    from pipeline.extract.driver import extract as extract_here
 
-    report = extract_manifest(place, manifest, settings)
     in_effect = {name: getattr(settings, name) for name in ("model", "pretrained", "num_frames")}
-    keep(ctx, Path(report.store) / "extract.yaml", dataset=dataset, **in_effect)
+    path = store_path(place, manifest, settings)
+    run: Any = partial(extract_here, sync=True)
+    if part:
+        from pipeline.extract.array_job import extract_part
+
+        run = partial(extract_part, part=part)
+    elif finish:
+        from pipeline.extract.array_job import finish as account
+
+        if (path / "store.json").exists():
+            keep(ctx, path / "extract.yaml", dataset=dataset, **in_effect)
+        again = ["--config", str(path / "extract.yaml"), *(["--workspace", str(workspace)] if workspace else [])]
+        run = partial(account, command=f"python cli.py extract {shlex.join(again)}")
+    elif engine == "ray":
+        from pipeline.extract.ray_engine import RayOptions, extract_with_ray
+
+        run = partial(extract_with_ray, options=RayOptions(**of_ray))
+    report = extract_manifest(place, manifest, settings, run)
+    keep(ctx, path / "extract.yaml", dataset=dataset, **in_effect)
     changes = report.manifest.protocol.get("captions")  # a folder's
     files = report.changes.to_json() if report.changes else None
     lines = [
         *file_lines(files),
+        f"{f'part {part[0]}/{part[1]}: ' if part else ''}"
         f"{report.inputs} inputs = {report.done} done + {report.failed} failed + {report.skipped} skipped",
     ]
     if changes:

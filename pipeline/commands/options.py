@@ -17,6 +17,7 @@ from pipeline.errors import BadInput
 
 # Held equal to the constants of the rooms by tests/commands/test_refusals.py.
 Decoder = Literal["pyav", "ffmpeg"]
+Engine = Literal["local", "ray"]
 LongCaptions = Literal["cut", "windows"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Sampling = Literal["middles", "ends"]

@@ -2,9 +2,10 @@
 
 import os
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
-from pipeline.clip.protocol import Embedder
 from pipeline.clip.tokenizers import folder_for
 from pipeline.datasets.media import SAMPLE, same_media
 from pipeline.errors import BadInput
@@ -19,13 +20,20 @@ from pipeline.stores.metadata import write_metadata
 from pipeline.workspace import Workspace
 
 
-def extract_manifest(workspace: Workspace, manifest: Manifest, settings: ExtractSettings) -> ExtractReport:
-    """Extract what the store lacks, write the manifest, and remember the store as the last one. Raises BadInput where
-    the store was made from another folder of the same name, or too many files are gone."""
-    encoder = encoder_name(settings.model, settings.pretrained)
-    store = workspace.features_dir(manifest.name, encoder)
+class Run(Protocol):
+    """`driver.extract`, or another way to do its work or a part of it."""
+
+    def __call__(self, manifest: Manifest, store_path: Path, settings: ExtractSettings) -> ExtractReport: ...
+
+
+def extract_manifest(
+    workspace: Workspace, manifest: Manifest, settings: ExtractSettings, run: Run | None = None
+) -> ExtractReport:
+    """Extract what the store lacks by `run`, write the manifest, and remember the store as the last one. Raises
+    BadInput where the store was made from another folder of the same name, or too many files are gone."""
+    store = store_path(workspace, manifest, settings)
     require_same_media(store, manifest)
-    report = extract_into(workspace, manifest, store, settings)
+    report = extract_into(workspace, manifest, store, settings, run or partial(extract, sync=True))
     write_metadata(store, manifest.metadata)
     write_encoder_record(
         store,
@@ -37,18 +45,23 @@ def extract_manifest(workspace: Workspace, manifest: Manifest, settings: Extract
         hwaccel=settings.hwaccel,
         limits=asdict(settings.limits),
     )
-    remember_store(workspace, manifest.name, encoder)
+    remember_store(workspace, manifest.name, store.name)
     return report
 
 
+def store_path(workspace: Workspace, manifest: Manifest, settings: ExtractSettings) -> Path:
+    return workspace.features_dir(manifest.name, encoder_name(settings.model, settings.pretrained))
+
+
 def extract_into(
-    workspace: Workspace, manifest: Manifest, store: Path, settings: ExtractSettings, encoder: Embedder | None = None
+    workspace: Workspace, manifest: Manifest, store: Path, settings: ExtractSettings, run: Run
 ) -> ExtractReport:
-    """Bring a store up to date with a manifest and the files, and write the manifest with what is known of them."""
-    report = extract(manifest, store, settings, encoder=encoder, sync=True)
+    """Bring a store up to date with a manifest by `run`, and write the manifest with what is known of the files."""
+    report = run(manifest, store, settings)
+    now = manifest if report.changes is None else report.manifest  # as the comparison with the files left it
     files = records(FeatureStore.open(store))
-    entries = tuple(replace(entry, file=files.get(entry.video_id)) for entry in report.manifest.entries)
-    write_manifest(replace(report.manifest, entries=entries), workspace.manifest_path(manifest.name))
+    entries = tuple(replace(entry, file=files.get(entry.video_id)) for entry in now.entries)
+    write_manifest(replace(now, entries=entries), workspace.manifest_path(manifest.name))
     return report
 
 

@@ -12,7 +12,7 @@ clip that fails is a row that says why; inputs = done + failed + skipped is chec
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -31,17 +31,17 @@ from pipeline.errors import BadInput, DiskFull, UserError, disk_full
 from pipeline.extract.cache_size import cache_bytes, require_room
 from pipeline.extract.long_files import LongFiles
 from pipeline.extract.settings import ExtractSettings, encoder_for
+from pipeline.extract.shard_plan import Caption, ShardSpec, captions_of, in_order, skipped_of, video_specs
 from pipeline.extract.sync import FileChanges, begin, compare, finish
 from pipeline.fingerprint import SourceFile
 from pipeline.progress import progress
 from pipeline.stores.activations import frame_columns, text_columns
 from pipeline.stores.catalogue import STATUS
 from pipeline.stores.features import ClipSource, Failure, FeatureStore, TextFeatures, VideoFeatures
-from pipeline.stores.manifest import SKIPPED, Manifest, VideoEntry
-from pipeline.stores.strings import lookup
+from pipeline.stores.manifest import Manifest, VideoEntry
+from pipeline.stores.strings import Strings, lookup
 from pipeline.video.job import Job
 from pipeline.video.limits import DecodeFailure
-from pipeline.video.passes import completion
 from pipeline.video.pool import Decoded, DecodePool
 
 log = logging.getLogger(__name__)
@@ -105,33 +105,38 @@ def extract(
         raise BadInput(f"data set {manifest.name!r} holds no videos")
     started = time.perf_counter()
     encoder = encoder or encoder_for(settings)
+    store = open_store(manifest, store_path, settings, encoder)
+    with store.lock(timeout=settings.wait_seconds), full_disk_is_an_error(store):
+        # another may have made it meanwhile
+        FeatureStore.open(store_path).require(extraction_settings(settings, encoder), "extract into it")
+        plan = compare(manifest, store, accept_gone=settings.accept_gone) if sync else None
+        if plan:
+            begin(plan, store)
+            manifest = plan.manifest
+        videos = _extract_videos(manifest, store, settings, encoder, plan.redo if plan else ())
+        captions = _extract_texts(manifest, store, settings, encoder)
+        if plan:
+            finish(plan, store)
+        settle(manifest, store, amend=amend)
+        report = report_of(manifest, store, settings, videos, captions, time.perf_counter() - started)
+        return replace(report, changes=plan.changes) if plan else report
+
+
+def extraction_settings(settings: ExtractSettings, encoder: Embedder) -> dict[str, Any]:
+    """What a store's fingerprint is made of."""
+    return {**encoder.settings, **settings.fingerprint_part()}
+
+
+def open_store(manifest: Manifest, store_path: Path, settings: ExtractSettings, encoder: Embedder) -> FeatureStore:
+    """The store that a manifest is extracted into, new or as it is. Raises UserError where that cannot be."""
     if settings.long_captions == "windows" and isinstance(encoder, Encoder):
         require_windows(encoder)
     if settings.cache_blocks:
         encoder = require_open_clip(encoder, settings.model)
         require_cacheable(encoder.model, settings.model, settings.cache_blocks)
         require_room(cache_bytes(encoder, manifest, settings.num_frames, settings.token_dtype), store_path, settings)
-    fingerprint = {**encoder.settings, **settings.fingerprint_part()}
-    store = FeatureStore.create(store_path, fingerprint, shard_format=settings.shard_format, media_root=manifest.root)
-    with store.lock(timeout=settings.wait_seconds), _full_disk_is_an_error(store):
-        FeatureStore.open(store_path).require(fingerprint, "extract into it")  # another may have made it meanwhile
-        plan = compare(manifest, store, accept_gone=settings.accept_gone) if sync else None
-        if plan:
-            begin(plan, store)
-            manifest = plan.manifest
-        settings = _with_batch_size(settings, encoder)
-        videos = _extract_videos(manifest, store, settings, encoder, plan.redo if plan else ())
-        captions = _extract_texts(manifest, store, settings, encoder)
-        if plan:
-            finish(plan, store)
-        if amend:
-            store.amend(
-                {entry.video_id: entry.split for entry in manifest.entries},
-                dict(zip(*(manifest.texts[name].to_pylist() for name in ("caption_id", "split")), strict=True)),
-            )
-        store.write_failures_table()
-        report = _report(manifest, store, settings, videos, captions, time.perf_counter() - started)
-        return replace(report, changes=plan.changes) if plan else report
+    made_with = extraction_settings(settings, encoder)
+    return FeatureStore.create(store_path, made_with, shard_format=settings.shard_format, media_root=manifest.root)
 
 
 def require_open_clip(encoder: Embedder, model: str) -> Encoder:
@@ -155,10 +160,21 @@ def _with_batch_size(settings: ExtractSettings, encoder: Embedder) -> ExtractSet
     return replace(settings, batch_size=size)
 
 
-def _report(
+def settle(manifest: Manifest, store: FeatureStore, *, amend: bool = True) -> None:
+    """Bring what is not in shards (splits, withdrawn captions, the table of failures) up to date, under the lock."""
+    if amend:
+        store.amend(
+            {entry.video_id: entry.split for entry in manifest.entries},
+            dict(zip(*(manifest.texts[name].to_pylist() for name in ("caption_id", "split")), strict=True)),
+        )
+    store.write_failures_table()
+
+
+def report_of(
     manifest: Manifest, store: FeatureStore, settings: ExtractSettings, videos: int, captions: int, seconds: float
 ) -> ExtractReport:
-    ours = manifest.ids + [row["path"] for row in _skipped(manifest)]
+    """The account of a manifest's inputs; `videos`, `captions`, `seconds`: of this run."""
+    ours = manifest.ids + [row["path"] for row in skipped_of(manifest)]
     codes = store.covered().codes_of(ours)
     done, failed, skipped = (int(count) for count in np.bincount(codes, minlength=len(STATUS)))
     failures = store.failures_table()
@@ -190,55 +206,78 @@ def _extract_videos(
     failures = store.failures_table()
     attempts = dict(zip(failures["video_id"].to_pylist(), failures["attempts"].to_pylist(), strict=True))
     entries = _outstanding(manifest, store, settings, redo)
-    known = store.covered().codes_of([row["path"] for row in _skipped(manifest)])
-    skipped = [row for row, code in zip(_skipped(manifest), known, strict=True) if code < 0]
-    jobs = [Job(index, manifest.resolve(entry), entry.start, entry.end) for index, entry in enumerate(entries)]
+    known = store.covered().codes_of([row["path"] for row in skipped_of(manifest)])
+    skipped = [row for row, code in zip(skipped_of(manifest), known, strict=True) if code < 0]
+    write_video_shards(
+        video_specs(manifest, entries, skipped, settings.shard_size), store, settings, encoder, attempts=attempts
+    )
+    return len(entries)
+
+
+def write_video_shards(
+    specs: Sequence[ShardSpec],
+    store: FeatureStore,
+    settings: ExtractSettings,
+    encoder: Embedder,
+    *,
+    attempts: Mapping[str, int] | None = None,
+) -> None:
+    """Decode, encode and write these shards, one after the other; the decoding processes run ahead over their borders.
+
+    Args:
+        specs: of video shards.
+        store: where they go; without a stem in the specs its lock must be held.
+        settings: of the extraction.
+        encoder: what `settings` name.
+        attempts: how often each clip has failed before, where it has.
+    """
+    settings = _with_batch_size(settings, encoder)
+    clips = [(spec.clips, entry) for spec in specs for entry in spec.clips.entries]
+    jobs = [
+        Job(index, manifest.resolve(entry), entry.start, entry.end) for index, (manifest, entry) in enumerate(clips)
+    ]
     long = LongFiles(settings.num_frames)
-    if not entries and skipped:
-        _VideoShard([], settings, encoder).write(store, skipped)
     with (
         DecodePool(jobs, settings.decoding(encoder.frame_size), settings.worker_count) as pool,
         progress("videos") as step,
     ):
         results = iter(pool)
-        for first in range(0, len(entries), settings.shard_size):
-            shard = _VideoShard(entries[first : first + settings.shard_size], settings, encoder)
-            for done, (job, result) in enumerate(islice(results, len(shard.entries)), first + 1):
-                shard.add(entries[job.index], result, attempts.get(entries[job.index].video_id, 0))
-                long.see(entries[job.index], result)
-                step(done, len(jobs))
-            is_last = first + settings.shard_size >= len(entries)
-            shard.write(store, skipped if is_last else [])
+        for spec in specs:
+            shard = _VideoShard(spec.clips.entries, settings, encoder)
+            for job, result in islice(results, len(spec.clips.entries)):
+                entry = clips[job.index][1]
+                shard.add(entry, result, (attempts or {}).get(entry.video_id, 0))
+                long.see(entry, result)
+                step(job.index + 1, len(jobs))
+            shard.write(store, spec.skipped, spec.stem)
     long.warn()
-    return len(entries)
+
+
+def write_failed_shard(
+    spec: ShardSpec, failure: DecodeFailure, store: FeatureStore, settings: ExtractSettings, encoder: Encoder
+) -> None:
+    """Write a video shard all of whose clips failed, for one reason."""
+    shard = _VideoShard(spec.clips.entries, settings, encoder)
+    for entry in spec.clips.entries:
+        shard.add(entry, failure, 0)
+    shard.write(store, spec.skipped, spec.stem)
 
 
 def _outstanding(
     manifest: Manifest, store: FeatureStore, settings: ExtractSettings, redo: Collection[str]
 ) -> list[VideoEntry]:
-    """Clips without an outcome, those of `redo`, and failed ones of the class that is to be retried, in the manifest's
-    order but for the clips of one file: they come together, in the order in which one pass over it completes them."""
-    wanted = store.covered().codes_of(manifest.ids) < 0
+    """Clips without an outcome, those of `redo`, and failed ones of the class that is to be retried."""
+    entries = in_order(manifest)
+    ids = Strings([entry.video_id for entry in entries])
+    wanted = store.covered().codes_of(ids) < 0
     if redo:
-        wanted |= lookup(manifest.ids, list(redo)) >= 0
+        wanted |= lookup(ids, list(redo)) >= 0
     if settings.retry_failed:
         failures = store.failures_table()
         if settings.retry_failed != "all":
             failures = failures.filter(pc.equal(failures["error_class"], settings.retry_failed))
-        wanted |= lookup(manifest.ids, failures["video_id"]) >= 0
-    rows = [int(row) for row in np.flatnonzero(wanted)]
-    if all(entry.start is None and entry.end is None for entry in manifest.entries):
-        return [manifest.entries[row] for row in rows]
-    first: dict[str, int] = {}
-    for place, entry in enumerate(manifest.entries):
-        first.setdefault(entry.path, place)
-    entries = [manifest.entries[row] for row in rows]
-    return sorted(entries, key=lambda entry: (first[entry.path], *completion(entry.start, entry.end)))
-
-
-def _skipped(manifest: Manifest) -> list[dict[str, str]]:
-    rows: list[dict[str, str]] = manifest.protocol.get(SKIPPED, [])
-    return rows
+        wanted |= lookup(ids, failures["video_id"]) >= 0
+    return [entries[row] for row in np.flatnonzero(wanted)]
 
 
 class _VideoShard:
@@ -298,7 +337,7 @@ class _VideoShard:
         self._embeds[places] = embeds
         del self._pending[:count], self._places[:count]
 
-    def write(self, store: FeatureStore, skipped: Sequence[dict[str, str]] = ()) -> None:
+    def write(self, store: FeatureStore, skipped: Sequence[dict[str, str]], stem: str | None) -> None:
         if self._pending:
             self._encode(len(self._pending))
         rows = len(self._done)
@@ -322,6 +361,7 @@ class _VideoShard:
             sources=self._sources,
             failure_sources=self._failure_sources,
             activations=cached,
+            stem=stem,
             extra={
                 "skip_reasons": {row["path"]: row["reason"] for row in skipped},
                 "notes": self._notes,
@@ -341,33 +381,13 @@ def _extract_texts(manifest: Manifest, store: FeatureStore, settings: ExtractSet
     """How many captions this run encoded. A caption that changed under its id is encoded again."""
     told = manifest.texts
     same = pc.fill_null(pc.equal(told["caption"], store.captions_of(told["caption_id"])), False)
-    told = told.filter(pc.invert(same))
-    rows = [
-        (caption_id, manifest.entries[entry], caption)
-        for caption_id, entry, caption in zip(
-            *(told[name].to_pylist() for name in ("caption_id", "entry", "caption")), strict=True
-        )
-    ]
+    rows = captions_of(manifest, told.filter(pc.invert(same)))
     shards = [rows[first : first + settings.text_shard_size] for first in range(0, len(rows), settings.text_shard_size)]
     embed = _remembering(encoder, shards, settings)
-    _say_cut([caption for _, _, caption in rows], settings, encoder)
+    _say_cut([caption.text for caption in rows], settings, encoder)
     with progress("captions") as step:
         for number, shard in enumerate(shards, start=1):
-            captions = [caption for _, _, caption in shard]
-            if settings.cache_blocks:
-                of = require_open_clip(encoder, settings.model)
-                vectors, cached = encode_sentences(of, captions, settings.text_batch_size, settings.cache_blocks)
-                embeds, activations = vectors.numpy(), text_columns(cached, settings.token_dtype)
-            else:
-                embeds, activations = embed(captions), None
-            texts = TextFeatures(
-                [caption_id for caption_id, _, _ in shard],
-                [entry.video_id for _, entry, _ in shard],
-                [entry.split for _, entry, _ in shard],
-                captions,
-                embeds,
-            )
-            store.write_texts(texts, activations=activations)
+            _write_texts(shard, store, settings, encoder, embed, None)
             step(min(number * settings.text_shard_size, len(rows)), len(rows))
     return len(rows)
 
@@ -382,11 +402,47 @@ def _say_cut(captions: Sequence[str], settings: ExtractSettings, encoder: Embedd
         )
 
 
+def write_text_shards(
+    specs: Sequence[ShardSpec], store: FeatureStore, settings: ExtractSettings, encoder: Embedder
+) -> None:
+    """Encode and write these text shards; what is in one does not depend on the others."""
+    with progress("text shards") as step:
+        for number, spec in enumerate(specs, start=1):
+            embed = _remembering(encoder, [spec.captions], settings)
+            _write_texts(spec.captions, store, settings, encoder, embed, spec.stem)
+            step(number, len(specs))
+
+
+def _write_texts(
+    shard: Sequence[Caption],
+    store: FeatureStore,
+    settings: ExtractSettings,
+    encoder: Embedder,
+    embed: Callable[[Sequence[str]], np.ndarray],
+    stem: str | None,
+) -> None:
+    captions = [caption.text for caption in shard]
+    if settings.cache_blocks:
+        of = require_open_clip(encoder, settings.model)
+        vectors, cached = encode_sentences(of, captions, settings.text_batch_size, settings.cache_blocks)
+        embeds, activations = vectors.numpy(), text_columns(cached, settings.token_dtype)
+    else:
+        embeds, activations = embed(captions), None
+    texts = TextFeatures(
+        [caption.caption_id for caption in shard],
+        [caption.video_id for caption in shard],
+        [caption.split for caption in shard],
+        captions,
+        embeds,
+    )
+    store.write_texts(texts, activations=activations, stem=stem)
+
+
 def _remembering(
-    encoder: Embedder, shards: Sequence[Sequence[tuple[str, VideoEntry, str]]], settings: ExtractSettings
+    encoder: Embedder, shards: Sequence[Sequence[Caption]], settings: ExtractSettings
 ) -> Callable[[Sequence[str]], np.ndarray]:
     """An embedder that encodes each distinct sentence once over all shards, keeping only those that come up again."""
-    appearances = Counter(caption for shard in shards for caption in {caption for _, _, caption in shard})
+    appearances = Counter(caption for shard in shards for caption in {row.text for row in shard})
     kept: dict[str, np.ndarray] = {}
 
     def embed(captions: Sequence[str]) -> np.ndarray:
@@ -401,7 +457,7 @@ def _remembering(
 
 
 @contextmanager
-def _full_disk_is_an_error(store: FeatureStore) -> Iterator[None]:
+def full_disk_is_an_error(store: FeatureStore) -> Iterator[None]:
     try:
         yield
     except OSError as error:

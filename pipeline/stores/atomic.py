@@ -2,16 +2,20 @@
 
 import json
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.stores.integrity import read_json as read_json
 from pipeline.stores.integrity import sealed
 from pipeline.stores.integrity import sha256_file as sha256_file
+
+ABANDONED = 3600.0  # seconds: writing one file takes less, even on a slow network file system
 
 
 @contextmanager
@@ -62,10 +66,17 @@ def fsync_dir(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove temporary files of a killed writer. The caller must hold the folder's lock."""
+def remove_temporaries(folder: Path, *, keep: re.Pattern[str] | None = None) -> None:
+    """Remove temporary files of a killed writer. The caller must hold the folder's lock.
+
+    Args:
+        folder: where they lie.
+        keep: matches names of files that are written without that lock: theirs go when they are an hour old.
+    """
     for leftover in folder.glob(".tmp-*"):
-        leftover.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # its writer is done
+            if not (keep and keep.search(leftover.name) and time.time() - leftover.stat().st_mtime < ABANDONED):
+                leftover.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -284,7 +284,7 @@ def shards_in(store: Path, kind: str, suffix: str) -> list[tuple[str, tuple[int,
     """(name, (bytes, mtime in ns) of the marker, bytes of the file or None) of each finished shard in write order."""
     files = {entry.name: entry.stat() for entry in os.scandir(store) if entry.name.startswith(f"{kind}-")}
     names = [name.removesuffix(".json") for name in files if name.endswith(".json")]
-    names.sort(key=lambda name: int(name.split("-")[1]))
+    names.sort(key=lambda name: (int(name.split("-")[1]), name))  # a number may stand in several names
     found = []
     for name in names:
         marker, data = files[f"{name}.json"], files.get(name + suffix)

@@ -11,6 +11,7 @@ shard. A retried video may appear in several shards; the latest one takes preced
 recorded also hold each clip's start, end, and its file's size, mtime and digest (`catalogue.SOURCE_COLUMNS`).
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
@@ -39,10 +40,12 @@ from pipeline.stores.catalogue import (
 )
 from pipeline.stores.integrity import fits, read_json
 from pipeline.stores.mapped import LazyParts, MappedRagged, MappedRows, mapped_file, shard_column
-from pipeline.stores.shards import SUFFIXES, Column, verify_shard, write_shard
+from pipeline.stores.shards import SUFFIXES, Column, marker_path, verify_shard, write_shard
 from pipeline.stores.strings import Strings, as_arrow, last_of_each, lookup
 
 FORMAT_VERSION = 1
+# Files of shards that are written without the lock (`--shard`, Ray): `videos-00003-0123456789abcdef.h5`.
+_WITHOUT_LOCK = re.compile(r"(videos|texts)-\d+-[0-9a-f]{16}\.")
 _ABOUT = {"settings": dict[str, Any], "shard_format": str, "media_root": str}
 _AMENDMENTS = {"video_splits": dict[str, str], "caption_splits": dict[str, str], "withdrawn": list[str]}
 _HIDDEN = {"gone": list[str], "stale": list[str], "files": dict[str, Any]}  # what amendments may hold besides
@@ -290,7 +293,7 @@ class FeatureStore:
                 f"another process is writing to {self.path}", fix="wait for it, or give --wait SECONDS"
             ) from None
         try:
-            remove_temporaries(self.path)
+            remove_temporaries(self.path, keep=_WITHOUT_LOCK)
             self._written.update(self._catalogues)  # another may have written before we held the lock
             self._locked = True
             yield
@@ -310,8 +313,9 @@ class FeatureStore:
         failure_sources: Mapping[str, ClipSource] | None = None,
         activations: Mapping[str, Column] | None = None,
         extra: Mapping[str, Any] | None = None,
+        stem: str | None = None,
     ) -> Path:
-        """Write the next video shard and its marker.
+        """Write a video shard and its marker.
 
         Args:
             videos: features of the V successfully extracted videos.
@@ -322,6 +326,8 @@ class FeatureStore:
             failure_sources: the same by id, of the failures where it is known.
             activations: columns from `activations.frame_columns`, V rows each.
             extra: additional marker fields.
+            stem: file name without suffix, `videos-NUMBER-KEY`, of a shard that several processes may write: whoever
+                comes later leaves it as it is. Default: the next number, under the lock.
 
         Returns:
             Path of the shard.
@@ -343,15 +349,20 @@ class FeatureStore:
         columns = _stored(videos, VIDEO_COLUMNS) | dict(activations or {})
         if sources is not None:
             columns |= {name: to_stored(name, [getattr(source, name) for source in sources]) for name in SOURCE_COLUMNS}
-        return self._write_next("videos", columns, marker)
+        return self._write("videos", stem, columns, marker)
 
-    def write_texts(self, texts: TextFeatures, *, activations: Mapping[str, Column] | None = None) -> Path:
-        """Write the next text shard, with optional columns from `activations.text_columns`; return its path."""
-        return self._write_next("texts", _stored(texts, TEXT_COLUMNS) | dict(activations or {}), {})
+    def write_texts(
+        self, texts: TextFeatures, *, activations: Mapping[str, Column] | None = None, stem: str | None = None
+    ) -> Path:
+        """Write a text shard, with optional columns from `activations.text_columns`; return its path. `stem`: as for
+        `write_videos`."""
+        return self._write("texts", stem, _stored(texts, TEXT_COLUMNS) | dict(activations or {}), {})
 
-    def _write_next(self, kind: str, columns: Mapping[str, Column], marker: Mapping[str, Any]) -> Path:
-        path = self.path / f"{kind}-{self.next_shard_index(kind):05d}{SUFFIXES[self.shard_format]}"
-        write_shard(path, columns, marker=marker)
+    def _write(self, kind: str, stem: str | None, columns: Mapping[str, Column], marker: Mapping[str, Any]) -> Path:
+        stem = stem or f"{kind}-{self.next_shard_index(kind):05d}"
+        path = self.path / f"{stem}{SUFFIXES[self.shard_format]}"
+        if not marker_path(path).exists():
+            write_shard(path, columns, marker=marker)
         self._written.add(kind)
         return path
 
@@ -424,6 +435,10 @@ class FeatureStore:
     def shard_paths(self, kind: str) -> list[Path]:
         """List the finished shards of `kind` ("videos" or "texts") in write order."""
         return [self.path / name for name, _, _ in shards_in(self.path, kind, SUFFIXES[self.shard_format])]
+
+    def has_shard(self, stem: str) -> bool:
+        """Whether the shard of this name is finished."""
+        return marker_path(self.path / f"{stem}{SUFFIXES[self.shard_format]}").exists()
 
     def covered(self) -> Covered:
         """Return video_id -> "done", "failed" or "skipped"; the latest shard wins, but "done" is final unless the file

@@ -15,7 +15,7 @@ from pipeline.stores.features import FeatureStore
 from pipeline.stores.manifest import write_manifest
 
 # The child kills itself just before or after the n-th call of a function that publishes a file: rename, fsync.
-_CHILD = """
+FAULT = """
 import os, signal, sys
 from pathlib import Path
 name, moment, remaining = sys.argv[3], sys.argv[4], int(sys.argv[5])
@@ -34,6 +34,8 @@ def deadly(real):
 
 if name:
     setattr(os, name, deadly(getattr(os, name)))
+"""
+_CHILD = f"""{FAULT}
 from clip_maker import PlainEncoder
 from test_extract import SETTINGS
 from pipeline.extract.driver import extract
@@ -42,11 +44,17 @@ extract(read_manifest(Path(sys.argv[1])), Path(sys.argv[2]), SETTINGS, encoder=P
 """
 
 
-def start(manifest_path: Path, store: Path, fault: tuple[str, str, int] = ("", "", 0)) -> subprocess.Popen:
+def start(
+    manifest_path: Path, store: Path, fault: tuple[str, str, int] = ("", "", 0), *more: int, child: str = _CHILD
+) -> subprocess.Popen:
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}{os.pathsep}{Path(__file__).parent}"}
-    command = [sys.executable, "-c", _CHILD, str(manifest_path), str(store), *map(str, fault)]
+    command = [sys.executable, "-c", child, str(manifest_path), str(store), *map(str, fault), *map(str, more)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+
+
+def draw_fault(rng: random.Random) -> tuple[str, str, int]:
+    return rng.choice(["replace", "fsync"]), rng.choice(["before", "after"]), rng.randint(1, 12)
 
 
 def disturb(manifest_path: Path, store: Path, rng: random.Random) -> int:
@@ -54,8 +62,7 @@ def disturb(manifest_path: Path, store: Path, rng: random.Random) -> int:
     kills = 0
     while True:
         if rng.random() < 0.5:
-            fault = (rng.choice(["replace", "fsync"]), rng.choice(["before", "after"]), rng.randint(1, 12))
-            child = start(manifest_path, store, fault)
+            child = start(manifest_path, store, draw_fault(rng))
         else:
             child = start(manifest_path, store)
             time.sleep(rng.uniform(0.3, 3.0))
