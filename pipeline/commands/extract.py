@@ -1,5 +1,6 @@
 """`extract`, stage 1."""
 
+import importlib.util
 import logging
 import os
 import shlex
@@ -29,7 +30,7 @@ from pipeline.commands.options import (
     pairs,
     show,
 )
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, MissingData
 from pipeline.presets import get_preset
 from pipeline.workspace import Workspace
 
@@ -216,9 +217,11 @@ def extract(
     }
     if of_ray and engine != "ray":
         raise BadInput(f"--{next(iter(of_ray)).replace('_', '-')} belongs to Ray", fix="give --engine ray as well")
+    if engine == "ray" and importlib.util.find_spec("ray") is None:
+        raise MissingData("--engine ray: ray is not installed", fix="pip install 'dits-retrieval[ray]'")
     part = None
     if shard:
-        from pipeline.extract.shard_plan import parse_part
+        from pipeline.extract.part import parse_part
 
         part = parse_part(shard, os.environ)
     rule = split_rule(split, min_clip, max_clip)

@@ -18,8 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
 from pipeline.clip.protocol import Embedder
-from pipeline.errors import BadInput, MissingData, UserError
+from pipeline.errors import BadInput, UserError
 from pipeline.extract.array_job import finish, require_plannable, write_shards
 from pipeline.extract.driver import ExtractReport, full_disk_is_an_error, open_store, write_failed_shard
 from pipeline.extract.settings import ExtractSettings, encoder_for
@@ -28,12 +31,6 @@ from pipeline.progress import progress
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.manifest import Manifest
 from pipeline.video.limits import DecodeFailure
-
-try:
-    import ray
-    from ray.exceptions import RayActorError, RayTaskError
-except ImportError:
-    raise MissingData("--engine ray: ray is not installed", fix="pip install 'dits-retrieval[ray]'") from None
 
 _ATTEMPTS = 3  # actors that may die at one shard in a row, or at loading the encoder
 _GROUP = 8  # shards an actor gets at a time, at most

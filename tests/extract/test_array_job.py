@@ -7,19 +7,18 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from test_chaos_extract import FAULT, draw_fault, start
 from test_extract import SETTINGS, corpus, encoder, run, undisturbed  # noqa: F401
 
 from pipeline.errors import BadInput, FingerprintMismatch, MissingData
 from pipeline.extract.array_job import extract_part, finish
-from pipeline.extract.shard_plan import outstanding, parse_part, plan
+from pipeline.extract.part import parse_part
+from pipeline.extract.shard_plan import outstanding, plan
 from pipeline.stores import atomic
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.manifest import VideoEntry, write_manifest
 from pipeline.stores.shards import read_marker
-from pipeline.stores.strings import Strings
 
 _CHILD = f"""{FAULT}
 from clip_maker import PlainEncoder
@@ -54,7 +53,7 @@ def part_of(manifest, store: Path, encoder, index: int, count: int, **changes): 
     return extract_part(manifest, store, replace(SETTINGS, **changes), part=(index, count), encoder=encoder)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [2, 7])
 def test_parts_in_any_order_are_a_run_by_one_process(corpus, encoder, undisturbed, tmp_path, count):  # noqa: F811
     parts = random.Random(count).sample(range(count), count)
     reports = [part_of(corpus, tmp_path / "store", encoder, index, count) for index in parts]
@@ -226,12 +225,3 @@ def test_three_processes_killed_twenty_times(corpus, undisturbed, tmp_path, caps
         rounds += 1
     with capsys.disabled():
         print(f"\n{killed} processes killed over {rounds} stores, each equal to a run by one process, byte for byte")
-
-
-def test_the_ids_of_a_finished_job_read_as_before(corpus, encoder, undisturbed, tmp_path):  # noqa: F811
-    for index in range(3):
-        part_of(corpus, tmp_path / "store", encoder, index, 3)
-    videos, expected = FeatureStore.open(tmp_path / "store").videos(), undisturbed.videos()
-    assert isinstance(videos.video_ids, Strings)
-    assert videos.video_ids.tolist() == expected.video_ids.tolist()
-    np.testing.assert_array_equal(videos.frame_embeds, expected.frame_embeds)

@@ -15,8 +15,15 @@ from pipeline.stores.features import FeatureStore
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
+def wait_until(true, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 class Slow(Plain):
-    """Its encoders take a second a batch, and leave a file that says that one is at work on a node."""
+    """Its encoders take a second a batch, say by a file that one is at work on a node, and wait for one on another."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -28,7 +35,8 @@ class Slow(Plain):
         real = made.embed_frames
 
         def embed_frames(frames):
-            (self.folder / f"{node}-{os.getpid()}").touch()
+            (self.folder / node).touch()
+            wait_until(lambda: len(list(self.folder.iterdir())) == 2)
             time.sleep(1)
             return real(frames)
 
@@ -36,7 +44,7 @@ class Slow(Plain):
         return made
 
 
-def test_a_node_that_is_lost_changes_nothing(corpus, undisturbed, tmp_path, monkeypatch):  # noqa: F811
+def test_a_node_that_is_lost_changes_nothing(corpus, undisturbed, tmp_path, monkeypatch, caplog):  # noqa: F811
     import ray
     from ray.cluster_utils import Cluster
 
@@ -50,18 +58,18 @@ def test_a_node_that_is_lost_changes_nothing(corpus, undisturbed, tmp_path, monk
         cluster.wait_for_nodes()
 
         def lose() -> None:
-            while not list((tmp_path / "at work").glob(f"{second.node_id}-*")):
-                time.sleep(0.1)
+            wait_until((tmp_path / "at work" / second.node_id).exists)
             cluster.remove_node(second, allow_graceful=False)
 
         killer = threading.Thread(target=lose, daemon=True)
         killer.start()
         report = on_ray(corpus, tmp_path / "store", Slow(tmp_path / "at work"))
         killer.join(60)
-        assert not killer.is_alive()
-        assert len([node for node in ray.nodes() if node["Alive"]]) == 1
+        assert (tmp_path / "at work" / second.node_id).exists()
+        wait_until(lambda: sum(node["Alive"] for node in ray.nodes()) == 1)
     finally:
         ray.shutdown()
         cluster.shutdown()
+    assert "a worker died" in caplog.text
     assert (report.inputs, report.done, report.failed, report.skipped) == (14, 10, 3, 1)
     same_files(FeatureStore.open(tmp_path / "store"), undisturbed)
