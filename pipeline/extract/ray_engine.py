@@ -9,6 +9,7 @@ a shard that has its marker is passed over. A driver that is killed is started a
 """
 
 import logging
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -61,7 +62,10 @@ class ShardWriter:
         store_path: Path,
         settings: ExtractSettings,
         make_encoder: Callable[[ExtractSettings], Embedder],
+        folder: str,
     ):
+        if os.path.isdir(folder):  # relative paths of videos and weights start where the driver runs
+            os.chdir(folder)
         self._manifest, self._store_path, self._settings, self._make = manifest, store_path, settings, make_encoder
         self._loaded: tuple[FeatureStore, Embedder] | None = None
 
@@ -119,7 +123,7 @@ def extract_with_ray(
         head = replace(manifest, entries=manifest.entries if settings.cache_blocks else (), protocol={})
         actor: Any = ray.remote(ShardWriter)  # Ray's types know no methods of a class
         actor = actor.options(num_gpus=options.gpus_per_worker, num_cpus=options.cpus_per_worker)
-        first = actor.remote(head, store_path, settings, make_encoder)
+        first = actor.remote(head, store_path, settings, make_encoder, os.getcwd())
         try:
             _get(first.prepare.remote())
         except RayActorError as error:
@@ -129,7 +133,7 @@ def extract_with_ray(
         size = max(1, min(_GROUP, len(specs) // (4 * wanted)))
         groups = [specs[start : start + size] for start in range(0, len(specs), size)]
         accepted = replace(settings, accept_size=True)  # the first one has compared the size with what is free
-        with _Pool(partial(actor.remote, head, store_path, accepted, make_encoder), first) as pool:
+        with _Pool(partial(actor.remote, head, store_path, accepted, make_encoder, os.getcwd()), first) as pool:
             lost = pool.run(groups, min(wanted, len(groups)))
     if lost:
         raise UserError(
