@@ -127,7 +127,7 @@ def _folder(manifest: Manifest) -> list[Check]:
     """Of an own folder: how many videos, which files are none, and which rows of the captions fit none."""
     if "files" not in manifest.protocol:
         return []
-    skipped, unmatched = manifest.protocol["skipped_files"], manifest.protocol["captions"]["unmatched"]
+    skipped, unmatched = manifest.protocol["skipped_files"], manifest.protocol["caption_changes"]["unmatched"]
     others = f"{len(skipped)} ({', '.join(row['path'] for row in skipped[:3])})" if skipped else "none"
     videos = f"{len(manifest.entries)}, {manifest.protocol['files']['captioned']} with captions"
     checks = [Check("videos", OK, videos), Check("files that are no videos", OK, others)]

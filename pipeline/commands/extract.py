@@ -289,7 +289,7 @@ def extract(
         run = partial(extract_with_ray, options=RayOptions(**of_ray))
     report = extract_manifest(place, manifest, settings, run)
     keep(ctx, path / "extract.yaml", dataset=dataset, **in_effect)
-    changes = report.manifest.protocol.get("captions")  # a folder's
+    changes = report.manifest.protocol.get("caption_changes")  # a folder's
     files = report.changes.to_json() if report.changes else None
     lines = [
         *file_lines(files),

@@ -108,7 +108,7 @@ def folder_manifest(
         "validation": _split_rule(captioned, rows),
         **account_splits(captioned),
         "files": {"count": len(files), "captioned": len(used), "without_caption": len(others) - len(skipped)},
-        "captions": caption_changes([*before.values(), *earlier_windows], entries, absent, unmatched),
+        "caption_changes": caption_changes([*before.values(), *earlier_windows], entries, absent, unmatched),
         ABSENT: [_absent_row(entry) for entry in absent],
         "skipped_files": [{"path": path, "reason": f"{os.path.splitext(path)[1]} is no video"} for path in skipped],
         "repairs": repairs.to_json(),

@@ -208,8 +208,9 @@ def clip_captions(seed: int, split: str, index: int, count: int = 4) -> tuple[st
     return tuple(captions)
 
 
-def part_caption(rng: Random, clip: Clip, own: float = OWN_WORD_SHARE) -> str:
+def part_caption(rng: Random, clip: Clip, own: float | None = None) -> str:
     """Two scenes in order, or the scene of a random moment: its two objects, or its only one in detail."""
+    own = OWN_WORD_SHARE if own is None else own
     if len(clip.scenes) > 1 and rng.random() < 0.25:
         first, later = pick(rng, list(combinations(clip.scenes, 2)))
         return f"{_moving(rng, pick(rng, first.objects), own)}, then {_moving(rng, pick(rng, later.objects), own)}"

@@ -226,7 +226,9 @@ def _with_captions_of_moved(manifest: Manifest, moved: Sequence[tuple[_Known, Vi
     theirs = {entry.video_id: waiting.pop(before.path) for before, entry, _ in moved if before.path in waiting}
     if not theirs:
         return manifest
-    counts = Counter({name: count for name, count in manifest.protocol["captions"].items() if name != "unmatched"})
+    counts = Counter(
+        {name: count for name, count in manifest.protocol["caption_changes"].items() if name != "unmatched"}
+    )
     entries = []
     for entry in manifest.entries:
         if (row := theirs.get(entry.video_id)) is not None:
@@ -240,9 +242,9 @@ def _with_captions_of_moved(manifest: Manifest, moved: Sequence[tuple[_Known, Vi
                 entry = replace(entry, split=row["split"], captions=tuple(before))
                 counts["kept"] += len(before)
         entries.append(entry)
-    captions = {**manifest.protocol["captions"], **counts}
+    captions = {**manifest.protocol["caption_changes"], **counts}
     accounts = account_splits([entry for entry in entries if entry.captions])
-    protocol = {**manifest.protocol, **accounts, ABSENT: list(waiting.values()), "captions": captions}
+    protocol = {**manifest.protocol, **accounts, ABSENT: list(waiting.values()), "caption_changes": captions}
     return replace(manifest, entries=tuple(entries), protocol=protocol)
 
 

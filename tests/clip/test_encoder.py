@@ -277,10 +277,10 @@ def test_a_weights_file_is_preprocessed_as_all_published_weights_of_its_model(na
         assert agreed["resize_mode"] == resize_mode
 
 
-def test_preprocessing_that_published_weights_disagree_on_is_told(caplog):
-    assert "mean" not in agreed_preprocessing("ViT-L-14")
-    assert "published weights of ViT-L-14 differ in mean" in caplog.text
-    assert agreed_preprocessing("ViT-M-32") == {}
+def test_preprocessing_that_published_weights_disagree_on_is_asked_for():
+    with pytest.raises(BadInput, match="published weights of 'ViT-L-14' differ"):
+        agreed_preprocessing("ViT-L-14")
+    assert agreed_preprocessing("ViT-L-14", "openai")["mean"][0] == pytest.approx(0.48145466)
 
 
 def test_the_agreed_preprocessing_reaches_the_encoder(tmp_path, monkeypatch):

@@ -53,4 +53,4 @@ def test_features_of_a_named_encoder_are_searched_by_text(tmp_path):
     here = ("--workspace", tmp_path / "w", "--json")
     run("import-features", tmp_path / "made", "--dataset", "mine", "--model", "shapes-clip", *here)
     run("index", *here)
-    assert len(json.loads(run("search", "a red ring moves left", *here).stdout)) == 3
+    assert len(json.loads(run("search", "a red ring moves left", *here).stdout)["queries"][0]["hits"]) == 3

@@ -104,7 +104,7 @@ def test_a_moved_file_is_not_decoded_again(folder, monkeypatch):
     (entry,) = [entry for entry in manifest.entries if entry.path == "z.mp4"]
     assert entry.captions == ("caption of c.mp4",)
     assert entry.file.size == (folder.videos / "z.mp4").stat().st_size
-    assert manifest.protocol["captions"] | {"unmatched": None} == {
+    assert manifest.protocol["caption_changes"] | {"unmatched": None} == {
         "kept": 6, "added": 0, "changed": 0, "withdrawn": 0, "absent": 0, "unmatched": None,
     }  # fmt: skip
 

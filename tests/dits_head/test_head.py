@@ -183,7 +183,7 @@ def test_one_seed_one_training_step(system: str, data: tuple[Tensor, Tensor, Ten
     assert losses[0][0] == losses[1][0]
     weights = {"index": head.config.index_loss, "support": head.config.support or 0.0}
     total = sum(weights.get(name, 1.0) * value for name, value in losses[0][1].items())
-    assert losses[0][0].item() == pytest.approx(total, rel=1e-5)
+    assert losses[0][0].item() == pytest.approx(float(total), rel=1e-5)
     losses[0][0].backward()
     trainable = {name: p for name, p in head.named_parameters() if p.requires_grad}
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trainable.values())

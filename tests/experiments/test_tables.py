@@ -75,7 +75,7 @@ def test_a_run_is_told_apart_by_its_features(reproduced):
 def test_what_the_features_do_not_allow_is_said_before_anything_is_trained(reproduced, caplog):
     workspace, chosen, _ = reproduced
     possible = possible_tables(workspace, chosen)
-    assert set(TABLES) - set(possible) == {"blocks", "joint"}  # no activations were kept
+    assert set(TABLES) - set(possible) == {"blocks", "joint", "joint-top"}  # no activations were kept
     assert "without table blocks: " in caplog.text
     assert "extract with --cache-blocks 1" in refused("reproduce", "--table", "blocks", "--workspace", workspace.root)
     line = refused("reproduce", "--table", "5a", "--set", "T_prime=3", "--workspace", workspace.root)

@@ -201,5 +201,7 @@ def test_the_command_makes_a_data_set_of_clips(folder, tmp_path):
         ("noise.mp4", None, None),
     }
     shards = store.shard_paths("videos")
-    assert json.loads(run(*arguments).stdout) == first
+    again = json.loads(run(*arguments).stdout)
+    assert {**again, "files": first["files"]} == first
+    assert again["files"]["new"]["count"] == 0
     assert store.shard_paths("videos") == shards

@@ -126,7 +126,7 @@ def test_a_run_from_the_videos_and_every_command_after_it(workspace, extracted, 
     assert evaluation["protocol"]["encoder"]["pretrained"] == "clip.safetensors"
     assert evaluation["t2v"]["gallery"] == SIZES["test"]
     run("index", *here)
-    assert len(json.loads(run("search", "a red ring", "--top", 3, "--json", *here).stdout)) == 3
+    assert len(json.loads(run("search", "a red ring", "--top", 3, "--json", *here).stdout)["queries"][0]["hits"]) == 3
 
     # the tuned head and the features of the original CLIP do not mix
     mixed = run("evaluate", "--run", "whole", "--encoder", "shapes-clip", *here, code=2)

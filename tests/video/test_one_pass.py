@@ -173,8 +173,8 @@ def test_the_file_is_demuxed_once(tmp_path, monkeypatch):
 def test_the_ffmpeg_program_lists_the_times_once(tmp_path, monkeypatch):
     path = make_clip(tmp_path / "clip.mp4", 60, options={"preset": "veryfast", "g": "10"})
     runs = []
-    real = decode_ffmpeg._running
-    monkeypatch.setattr(decode_ffmpeg, "_running", lambda *given: runs.append(given) or real(*given))
+    real = decode_ffmpeg.running
+    monkeypatch.setattr(decode_ffmpeg, "running", lambda *given: runs.append(given) or real(*given))
     requests = requests_of(WINDOWS)
     results = list(decode_ffmpeg.decode_clips(str(path), requests))
     assert len(runs) == 2
