@@ -51,7 +51,9 @@ def search(
     """
     exclusive({"SENTENCE...": queries, "--image": image, "--like": like})
     if not (queries or image or like):
-        raise BadInput("no query", expected="SENTENCE..., --image FILE or --like ID|FILE")
+        raise BadInput(
+            "no query", expected="SENTENCE..., --image FILE or --like ID|FILE", fix="see `python cli.py search --help`"
+        )
     if (average or against) and not queries:
         raise BadInput("--average and --not go with sentences", fix="give sentences, or leave them out")
     lines = queries == [STDIN]
