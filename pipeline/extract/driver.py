@@ -254,7 +254,7 @@ def write_video_shards(
 
 
 def write_failed_shard(
-    spec: ShardSpec, failure: DecodeFailure, store: FeatureStore, settings: ExtractSettings, encoder: Encoder
+    spec: ShardSpec, failure: DecodeFailure, store: FeatureStore, settings: ExtractSettings, encoder: Embedder
 ) -> None:
     """Write a video shard all of whose clips failed, for one reason."""
     shard = _VideoShard(spec.clips.entries, settings, encoder)
