@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.commands.file_lines import file_lines
-from pipeline.commands.options import IndexOption, JsonOption, RunOption, WorkspaceOption, exclusive, show
+from pipeline.commands.options import DeviceOption, IndexOption, JsonOption, RunOption, WorkspaceOption, exclusive, show
 from pipeline.errors import BadInput, MissingData
 from pipeline.workspace import Workspace
 
@@ -44,6 +44,7 @@ def reindex(
     prune: Annotated[int | None, typer.Option(help="Keep only the N newest generations")] = None,
     index: IndexOption = None,
     run: RunOption = None,
+    device: DeviceOption = "auto",
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -93,6 +94,7 @@ def reindex(
             retry_failed=retry_failed,
             accept_gone=accept_gone,
             allow_private=allow_private,
+            device=device,
         )
         counts = f"{result.added} added, {result.replaced} replaced, {result.deleted} deleted, {result.total} in all"
         lines = [*file_lines(result.files), f"{result.generation}: {counts} ({result.how})"]
@@ -116,6 +118,7 @@ def update_corpus(
     retry_failed: str | None = None,
     accept_gone: bool = False,
     allow_private: bool = False,
+    device: str = "auto",
 ) -> "Reindexed":
     """Bring an index up to date with its files: extract new and changed ones, drop those that are gone, switch over.
 
@@ -132,10 +135,12 @@ def update_corpus(
         retry_failed: try failed videos again: all, or a failure class.
         accept_gone: any number of files may be gone.
         allow_private: whether http(s) URLs may redirect, and lead to private and loopback addresses.
+        device: of the encoder and the head, as `resolve_device` takes it.
     """
     import numpy as np
 
     from pipeline.commands.corpus_files import CorpusFiles
+    from pipeline.device import resolve_device
     from pipeline.extract.settings import settings_of
     from pipeline.resolve import resolve_head, resolve_store
     from pipeline.retrieve.corpus import generations, index_head, locations, outdated, provenance, require_indexable
@@ -151,10 +156,11 @@ def update_corpus(
     chosen = resolve_store(workspace, origin["dataset"], origin["encoder"])
     head = resolve_head(workspace, chosen, run) if run else index_head(workspace, chosen, origin)
     require_indexable(head)
+    head = head.to(resolve_device(device))
     changes, wanted = None, None
     everything = source is None and not delete and run is None
     if source is not None or everything or retry_failed:
-        settings = replace(settings_of(chosen.store), retry_failed=retry_failed, accept_gone=accept_gone)
+        settings = replace(settings_of(chosen.store), device=device, retry_failed=retry_failed, accept_gone=accept_gone)
         if allow_private:
             settings = replace(settings, limits=replace(settings.limits, allow_private=True))
         files = CorpusFiles(workspace, chosen, settings)

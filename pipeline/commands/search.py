@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.commands.options import IndexOption, JsonOption, ShortlistOption, WorkspaceOption, exclusive, show
+from pipeline.commands.options import (
+    DeviceOption,
+    IndexOption,
+    JsonOption,
+    ShortlistOption,
+    WorkspaceOption,
+    exclusive,
+    show,
+)
 from pipeline.errors import BadInput, UserError
 from pipeline.workspace import Workspace
 
@@ -35,6 +43,7 @@ def search(
     per_file: Annotated[int | None, typer.Option(min=1, max=10**6, help="Most hits of one file")] = None,
     shortlist: ShortlistOption = 50,
     index: IndexOption = None,
+    device: DeviceOption = "auto",
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -64,7 +73,7 @@ def search(
 
     from pipeline import Retriever
 
-    with Retriever.open(place, index) as retriever:
+    with Retriever.open(place, index, device) as retriever:
         wanted: dict[str, Any] = {
             "top": top, "where": where, "shortlist": shortlist, "merge": merge, "per_file": per_file,
         }  # fmt: skip

@@ -18,7 +18,7 @@ from pipeline.train.joint_batches import JointSource
 SCRIPT = Path(__file__).parents[1] / "devices_script.py"
 
 
-@pytest.mark.parametrize("head", ["xpool", pytest.param("dits", marks=pytest.mark.slow), "mlp"])
+@pytest.mark.parametrize("head", ["mlp", *(pytest.param(head, marks=pytest.mark.slow) for head in ("xpool", "dits"))])
 def test_two_devices_equal_one(tmp_path, head):
     """The same loss to 1e-5 in each of ten steps, and the same weights after them, dropout and noise included."""
     losses, weights = {}, {}
