@@ -3,12 +3,12 @@
 import logging
 
 log = logging.getLogger(__name__)
-SHAPES = "shapes"  # the data set, and the first part of the model's name
+SHAPES = ("shapes", "shapes-hard")  # the data sets that it was made for
 TEST_MODEL = "shapes-clip"
 
 
 def warn_of_test_model(model: str | None, dataset: str) -> bool:
-    """Log one line, naming the remedy, where the built-in test encoder meets anything but its own data set.
+    """Log one line, naming the remedy, where the built-in test encoder meets anything but its own data sets.
 
     Args:
         model: the encoder's name, as in a store's settings.
@@ -17,7 +17,7 @@ def warn_of_test_model(model: str | None, dataset: str) -> bool:
     Returns:
         Whether it was logged.
     """
-    unfit = model == TEST_MODEL and dataset != SHAPES
+    unfit = model == TEST_MODEL and dataset not in SHAPES
     if unfit:
         log.warning(
             f"{TEST_MODEL} knows drawn shapes only, so searches in {dataset} give noise; extract with a real CLIP: "

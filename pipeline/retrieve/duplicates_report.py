@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from pipeline.errors import BadInput
 from pipeline.retrieve.near_duplicates import Groups
 from pipeline.stores.atomic import atomic_write
+from pipeline.stores.clip_ids import split_clip_id
 from pipeline.stores.indexed_videos import IndexedVideos
-from pipeline.stores.lookup import fragment
 
 Picture = Callable[[str, float | None, float | None], bytes | None]  # path, start, end -> JPEG, or None
 TABLES = (".csv", ".parquet")
@@ -37,7 +37,7 @@ def duplicates_table(groups: Groups, videos: IndexedVideos) -> pa.Table:
     order = np.lexsort((np.arange(len(sizes)), -sizes, groups.group))
     keep = np.zeros(len(sizes), bool)
     keep[order[np.flatnonzero(np.diff(groups.group[order], prepend=-1))]] = True
-    spans = [fragment(video_id) for video_id in ids]
+    spans = [split_clip_id(video_id)[1:] for video_id in ids]
     return pa.table(
         {
             "group": groups.group + 1,

@@ -8,7 +8,6 @@ others than those it was made from, and can always be deleted.
 import hashlib
 import json
 import logging
-import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,7 @@ import pyarrow as pa
 
 from pipeline.errors import CorruptShard, MissingData
 from pipeline.stores.catalogue import FOLDER
+from pipeline.stores.clip_ids import split_clip_id
 from pipeline.stores.features import FeatureStore, VideoFeatures
 from pipeline.stores.sealed import read_sealed, write_sealed
 
@@ -47,7 +47,7 @@ class VideoLookup:
         fragment); None for a whole file."""
         row = self.row(video_id)
         start, end = (None, None) if row is None else (self._value("start", row), self._value("end", row))
-        return fragment(video_id) if start is None and end is None else (start, end)
+        return split_clip_id(video_id)[1:] if start is None and end is None else (start, end)
 
     def features(self, video_ids: Sequence[str]) -> VideoFeatures:
         """Frames of some videos, in this order, read from their shards; paths and splits stay empty.
@@ -64,16 +64,6 @@ class VideoLookup:
 
     def _value(self, name: str, row: int | None) -> Any:
         return self._table[name][row].as_py()
-
-
-def fragment(video_id: str) -> tuple[float | None, float | None]:
-    """Start and end in seconds that the id of a clip names; None for a whole file.
-
-    >>> fragment("films/a.mp4#t=20,30.5"), fragment("films/a.mp4")
-    ((20.0, 30.5), (None, None))
-    """
-    found = re.search(r"#t=(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)$", video_id)
-    return (float(found[1]), float(found[2])) if found else (None, None)
 
 
 def _open_table(store: FeatureStore) -> pa.Table:
