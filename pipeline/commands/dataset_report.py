@@ -189,7 +189,7 @@ def _cut_ids(clips: Sequence[Clip]) -> Check:
 
 
 def _shared_files(manifest: Manifest) -> Check:
-    counts = Counter(entry.path for entry in manifest.entries if entry.start is None and entry.end is None)
+    counts = Counter(entry.path for entry in manifest.entries if entry.is_whole)
     return _examples("files that serve several ids", (path for path, n in counts.items() if n > 1), "check their names")
 
 

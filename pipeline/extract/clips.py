@@ -54,13 +54,13 @@ def split_manifest(manifest: Manifest, split: Split, settings: ExtractSettings, 
     Returns:
         The manifest of the clips. A file that cannot be measured stays whole, and fails or not in stage 1.
     """
-    whole = [entry for entry in manifest.entries if entry.start is None and entry.end is None]
+    whole = [entry for entry in manifest.entries if entry.is_whole]
     sources = [manifest.resolve(entry) for entry in whole]
     measured = _measured(sources, split, settings, folder / "clips.jsonl")
     taken = {entry.video_id for entry in manifest.entries}
     entries: list[VideoEntry] = []
     for entry in manifest.entries:
-        found = measured.get(manifest.resolve(entry)) if entry.start is None and entry.end is None else None
+        found = measured.get(manifest.resolve(entry)) if entry.is_whole else None
         if found is None or entry.captions:
             entries.append(entry)
         if found is not None:

@@ -95,7 +95,7 @@ def video_specs(
 def in_order(manifest: Manifest) -> list[VideoEntry]:
     """The clips in the manifest's order but for the clips of one file: they come together, in the order in which one
     pass over it completes them."""
-    if all(entry.start is None and entry.end is None for entry in manifest.entries):
+    if all(entry.is_whole for entry in manifest.entries):
         return list(manifest.entries)
     first: dict[str, int] = {}
     for place, entry in enumerate(manifest.entries):

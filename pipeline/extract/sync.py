@@ -123,7 +123,7 @@ def compare(manifest: Manifest, store: FeatureStore, *, accept_gone: bool = Fals
         for video_id, row in known.items()
         if video_id not in ours and video_id not in already_gone and _below(row.where, manifest.root)
     ]
-    paths = {manifest.resolve(entry) for entry in manifest.entries if entry.start is None and entry.end is None}
+    paths = {manifest.resolve(entry) for entry in manifest.entries if entry.is_whole}
     duplicates = [row for row in others if row.where in paths and not row.windowed and "files" in manifest.protocol]
     gone += [row for row in others if _look(row.where) is None]
     gone = [row for row in gone if row.video_id not in already_gone]
