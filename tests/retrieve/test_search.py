@@ -262,7 +262,7 @@ def test_generations_come_and_go_under_a_searching_process(tmp_path, steps):
     found = answered()
     (tmp_path / "stop").touch()
     assert process.wait(timeout=60) == 0, (tmp_path / "errors").read_text()
-    assert len({name for name, _ in found}) == steps
+    assert len({name for name, _ in found}) in (steps, steps + 1)  # the last one, perhaps: nothing waits for it
     for name, hits in found:
         assert set(hits) == alive[name], f"a search saw something else than {name}"
 
