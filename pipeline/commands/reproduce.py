@@ -24,8 +24,8 @@ def reproduce(
     table: Annotated[
         str,
         typer.Option(
-            help="4, 5a, 5b, 6a, 6b, 7, 8, 9, 10, 11, blocks, fixed, joint, joint-top, open, control, distill, "
-            "robustness; several with commas; or all that the features allow"
+            help="4, 5a, 5b, 6a, 6a-full, 6b, 7, 8, 9, 10, 11, blocks, fixed, joint, joint-top, open, control, "
+            "distill, robustness; several with commas; or all that the features allow"
         ),
     ] = "all",
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Number of seeds, from 24 on")] = 3,
