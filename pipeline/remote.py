@@ -7,10 +7,10 @@
     remove       remove a file or folder here and there
     finish       send what was written by other ways, when the command is done
 
-The objects are the truth and the folder is a cache: where they differ at `attach`, the folder follows. Each file is
-sent on condition that the object is still what this machine saw last; otherwise another has written it, whose work stays.
-`.mirror.json` in the folder names the URL, so that every process that writes there sends what it writes; `.mirror.db`
-holds what each file was when it was the same as its object.
+The objects are the truth and the folder is a cache: where they differ at `attach`, the folder follows. A file is sent
+on condition that its object is still what this machine saw last; otherwise another has written it, whose work stays.
+`.mirror.json` in the folder names the URL, so that every process that writes there sends what it writes;
+`.mirror.db` holds what each file was when it was the same as its object.
 """
 
 import atexit
@@ -430,12 +430,13 @@ class Mirror:
         if state is None or (stamp and stamp.signature == state):
             return
         seen = stamp.token if stamp else self._unfinished.get(key)
+        version: Version | None
         try:
             version = self.store.put(path, key, seen)
         except Changed:
             version = self._theirs(key)
-            if version is None:
-                return
+        if version is None:
+            return
         if key.partition("/")[0] in _MARKED:  # every machine shows the same time: catalogues and "the last one" use it
             os.utime(path, ns=(0, version.mtime or path.stat().st_mtime_ns))
         self._unfinished.pop(key, None)

@@ -1,5 +1,6 @@
 """Stage 1 on a Ray cluster: shard specs travel, never frames. Each actor holds one encoder and its decoding processes,
-reads the videos itself and writes its shards to the store, which must be a folder that every node sees.
+reads the videos itself and writes its shards to the store: a folder that every node sees, or one in a workspace on
+object storage, of which each node has its own copy.
 
 An actor whose process or node died is replaced, on any node that has room: by the driver, not by Ray's own restarts,
 which do not say at which shard an actor died and fail calls while it restarts. Shards go out a few at a time, so that
@@ -110,7 +111,7 @@ def extract_with_ray(
 
     Args:
         manifest: its paths, or its media root, must lead to the same files on every node.
-        store_path: a folder that every node sees under this path.
+        store_path: a folder that every node sees under this path, or one that mirrors objects (`pipeline.remote`).
         settings: as `driver.extract` takes; `retry_failed` is for runs by one process.
         options: the cluster and the actors.
         make_encoder: called once in each actor.
