@@ -10,6 +10,7 @@
 (coverage, verification), 2 a mistake in what was given, 70 an internal error, 130 interrupted.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -30,6 +31,7 @@ from pipeline.commands.figures import figures
 from pipeline.commands.group import Commands, log_to_file, print_version, show_less
 from pipeline.commands.import_features import import_features
 from pipeline.commands.index import index
+from pipeline.commands.options import size_in_bytes
 from pipeline.commands.plan import plan
 from pipeline.commands.presets import presets
 from pipeline.commands.reindex import reindex
@@ -52,12 +54,23 @@ app = typer.Typer(
 def common(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, errors and the result")] = False,
     log_file: Annotated[Path | None, typer.Option(help="Append messages to this file too, with their times")] = None,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(envvar="DITS_CACHE_DIR", help="Copies of a workspace on s3:// [default: ~/.cache/dits-retrieval]"),
+    ] = None,
+    cache_size: Annotated[
+        str | None, typer.Option(envvar="DITS_CACHE_SIZE", help="Of one workspace's large files there [default: 50GB]")
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version")
     ] = False,
 ) -> None:
     show_less(quiet)
     log_to_file(log_file)
+    if cache_dir:
+        os.environ["DITS_CACHE_DIR"] = str(cache_dir)  # subprocesses work in the same folder
+    if cache_size:
+        os.environ["DITS_CACHE_SIZE"] = str(size_in_bytes(cache_size))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

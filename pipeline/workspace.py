@@ -1,11 +1,11 @@
 """The layout of the workspace."""
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import remote
 from pipeline.errors import BadInput
 
 MAX_NAME = 255  # bytes of a file name, on every common file system
@@ -29,17 +29,17 @@ def safe_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder of all data; its layout is documented in docs/reference/formats.md."""
+    """The folder of all data, or the one that mirrors an object store; the layout is in docs/reference/formats.md."""
 
     root: Path
 
     @classmethod
     def locate(cls, option: Path | None = None) -> "Workspace":
-        """--workspace, else $DITS_WORKSPACE, else ./workspace."""
+        """--workspace, else $DITS_WORKSPACE, else ./workspace. A URL is mirrored by a folder (`pipeline.remote`)."""
         root = Path(option or os.environ.get("DITS_WORKSPACE") or "workspace")
         what, fix = f"{str(root)[:200]} cannot be the workspace", "give another --workspace, or set $DITS_WORKSPACE"
-        if re.match(r"[a-z0-9]+:/", str(root)):  # Path makes one slash of two
-            raise BadInput(what, expected="a folder of this machine", got="a URL", fix=fix)
+        if url := remote.url_of(root):
+            return cls(remote.attach(url))
         try:
             nearest = next(folder for folder in (root, *root.resolve().parents) if folder.exists())
             long = any(len(os.fsencode(part)) > MAX_NAME for part in root.parts)

@@ -30,3 +30,16 @@ def extracted(tmp_path_factory):
     manifest = dataset_manifest(Workspace(root), "shapes", None, None, None, {"train": 12, "val": 4, "test": 8})
     extract_manifest(Workspace(root), manifest, ExtractSettings(precision="float32"))
     return root
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """A real S3 server on this machine, to which the environment leads."""
+    pytest.importorskip("s3fs", reason="s3fs is not installed (extra s3)")
+    pytest.importorskip("moto", reason="moto, the S3 server of this test, is not installed")
+    from s3_server import s3_server
+
+    with s3_server() as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield environment

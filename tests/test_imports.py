@@ -7,7 +7,10 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-FOUNDATION = ("device", "errors", "fingerprint", "frame_size", "planner", "presets", "progress", "workspace")
+FOUNDATION = (
+    "device", "errors", "fingerprint", "frame_size", "object_store", "planner", "presets", "progress", "remote",
+    "workspace",
+)  # fmt: skip
 STAGES = ("extract", "train", "retrieve")
 # From the bottom to the top. A room imports itself and lower rows; the rooms of one row do not know each other.
 FLOORS: tuple[tuple[str, ...], ...] = (

@@ -1,10 +1,10 @@
 """`clean`: the disk use of a workspace, and the removal of what nothing needs."""
 
-import shutil
 from typing import Annotated
 
 import typer
 
+from pipeline import remote
 from pipeline.commands.file_lines import printable
 from pipeline.commands.options import JsonOption, WorkspaceOption, show
 from pipeline.workspace import Workspace
@@ -37,10 +37,8 @@ def clean(
         if item.group == "indexes":  # under the index's lock, and not what a reader holds
             GenerationStore(item.path.parent).prune(KEEP_GENERATIONS)
             held += [item] if item.path.exists() else []
-        elif item.path.is_dir() and not item.path.is_symlink():
-            shutil.rmtree(item.path)
         else:
-            item.path.unlink(missing_ok=True)
+            remote.remove(item.path)
     needless = sum(item.bytes for item in items if not item.keep)
     listed = [
         {"path": str(item.path.relative_to(place.root)), "group": item.group, "bytes": item.bytes}

@@ -19,6 +19,7 @@ import typer
 import typer.core
 import typer.exceptions
 
+from pipeline import remote
 from pipeline.errors import BadInput, DiskFull, MissingData, UserError, disk_full
 
 log = logging.getLogger("pipeline")  # a handler here gets the records of every room
@@ -57,10 +58,17 @@ class Commands(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            remote.finish()
         except KeyboardInterrupt:
             log.error("interrupted; run the same command again to go on")
             raise typer.Exit(INTERRUPTED) from None
+        except typer.Exit:  # done, but not good enough
+            remote.finish()
+            raise
+        finally:
+            remote.finish(send=False)
+        return result
 
 
 def report(error: Exception, code: int, as_json: bool) -> int:

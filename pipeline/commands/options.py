@@ -26,7 +26,8 @@ Ties = Literal["average", "expected", "optimistic", "pessimistic", "clip4clip", 
 TokenDtype = Literal["float16", "int8"]
 
 WorkspaceOption = Annotated[
-    Path | None, typer.Option("--workspace", help="Folder of all data [default: $DITS_WORKSPACE or ./workspace]")
+    Path | None,
+    typer.Option("--workspace", help="Folder of all data, or s3://... [default: $DITS_WORKSPACE or ./workspace]"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout")]
 DatasetOption = Annotated[str | None, typer.Option("--dataset", help="Data set [default: the one extracted last]")]

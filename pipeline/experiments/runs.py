@@ -5,7 +5,6 @@ the run's name: finished work is never repeated, interrupted work resumes.
 """
 
 import multiprocessing
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import remote
 from pipeline.device import resolve_device
 from pipeline.evaluate.rank_counts import counts_of
 from pipeline.experiments.tables import SYSTEMS
@@ -312,7 +312,8 @@ def _validate_task(spec: RunSpec) -> None:
 
         tuned_store = workspace.features_dir(spec.dataset, tuned_encoder(spec.encoder, run_name(spec)))
         for folder in (tuned_store, head_dir):
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.is_dir():
+                remote.remove(folder)
 
 
 def _test_task(spec: RunSpec) -> None:

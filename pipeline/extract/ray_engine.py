@@ -1,5 +1,6 @@
 """Stage 1 on a Ray cluster: shard specs travel, never frames. Each actor holds one encoder and its decoding processes,
-reads the videos itself and writes its shards to the store, which must be a folder that every node sees.
+reads the videos itself and writes its shards to the store: a folder that every node sees, or one in a workspace on
+object storage, of which each node has its own copy.
 
 An actor whose process or node died is replaced, on any node that has room: by the driver, not by Ray's own restarts,
 which do not say at which shard an actor died and fail calls while it restarts. Shards go out a few at a time, so that
@@ -22,6 +23,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from pipeline import remote
 from pipeline.clip.protocol import Embedder
 from pipeline.errors import BadInput, UserError
 from pipeline.extract.array_job import finish, require_plannable, write_shards
@@ -63,10 +65,12 @@ class ShardWriter:
         settings: ExtractSettings,
         make_encoder: Callable[[ExtractSettings], Embedder],
         folder: str,
+        origin: tuple[str, str] | None,
     ):
         if os.path.isdir(folder):  # relative paths of videos and weights start where the driver runs
             os.chdir(folder)
         self._manifest, self._store_path, self._settings, self._make = manifest, store_path, settings, make_encoder
+        self._origin = origin
         self._loaded: tuple[FeatureStore, Embedder] | None = None
 
     def prepare(self) -> None:
@@ -88,6 +92,8 @@ class ShardWriter:
 
     def _ready(self) -> tuple[FeatureStore, Embedder]:
         if self._loaded is None:
+            if self._origin:  # on another node it has its own copy
+                self._store_path = remote.attach(self._origin[0]) / self._origin[1]
             encoder = self._make(self._settings)
             self._loaded = open_store(self._manifest, self._store_path, self._settings, encoder), encoder
         return self._loaded
@@ -105,7 +111,7 @@ def extract_with_ray(
 
     Args:
         manifest: its paths, or its media root, must lead to the same files on every node.
-        store_path: a folder that every node sees under this path.
+        store_path: a folder that every node sees under this path, or one that mirrors objects (`pipeline.remote`).
         settings: as `driver.extract` takes; `retry_failed` is for runs by one process.
         options: the cluster and the actors.
         make_encoder: called once in each actor.
@@ -123,17 +129,19 @@ def extract_with_ray(
         head = replace(manifest, entries=manifest.entries if settings.cache_blocks else (), protocol={})
         actor: Any = ray.remote(ShardWriter)  # Ray's types know no methods of a class
         actor = actor.options(num_gpus=options.gpus_per_worker, num_cpus=options.cpus_per_worker)
-        first = actor.remote(head, store_path, settings, make_encoder, os.getcwd())
+        origin = remote.origin(store_path)
+        first = actor.remote(head, store_path, settings, make_encoder, os.getcwd(), origin)
         try:
             _get(first.prepare.remote())
         except RayActorError as error:
             raise _cannot_start(error) from None
+        remote.refresh(store_path)
         store = FeatureStore.open(store_path)
         specs = outstanding(plan(manifest, settings), store)
         size = max(1, min(_GROUP, len(specs) // (4 * wanted)))
         groups = [specs[start : start + size] for start in range(0, len(specs), size)]
         accepted = replace(settings, accept_size=True)  # the first one has compared the size with what is free
-        with _Pool(partial(actor.remote, head, store_path, accepted, make_encoder, os.getcwd()), first) as pool:
+        with _Pool(partial(actor.remote, head, store_path, accepted, make_encoder, os.getcwd(), origin), first) as pool:
             lost = pool.run(groups, min(wanted, len(groups)))
     if lost:
         raise UserError(

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline import remote
 from pipeline.errors import BadInput, FingerprintMismatch, MissingData
 from pipeline.fingerprint import describe_difference
 from pipeline.retrieve.exact_search import exact_search
@@ -117,6 +118,7 @@ class Searcher:
 
     def refresh(self) -> bool:
         """Move to the live generation if it is another one; says whether it was."""
+        remote.refresh(self._generations.root)
         if self._generations.current() == self.generation:
             return False
         old, self._open = self._open, self._load()

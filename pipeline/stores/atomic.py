@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline import remote
 from pipeline.stores.integrity import read_json as read_json
 from pipeline.stores.integrity import sealed
 from pipeline.stores.integrity import sha256_file as sha256_file
@@ -22,7 +23,8 @@ ABANDONED = 3600.0  # seconds: writing one file takes less, even on a slow netwo
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success it takes `path`'s place, on failure it is removed.
 
-    The suffix is kept, because writers (h5py, pyarrow, numpy) read it. The folder is created where it is missing.
+    The suffix is kept, because writers (h5py, pyarrow, numpy) read it. The folder is created where it is missing. In a
+    workspace on object storage the file has been sent when this returns.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,6 +34,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         fsync_file(temporary)
         os.replace(temporary, path)
         fsync_dir(path.parent)
+        remote.written(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -46,9 +49,11 @@ def write_together(folder: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for path in sorted(temporary.iterdir()):
-            os.replace(path, folder / path.name)
+        names = sorted(path.name for path in temporary.iterdir())
+        for name in names:
+            os.replace(temporary / name, folder / name)
         fsync_dir(folder)
+        remote.written(*(folder / name for name in names))
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

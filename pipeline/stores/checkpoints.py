@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from pipeline import remote
 from pipeline.errors import CorruptShard, MissingData
 from pipeline.stores.atomic import atomic_write, write_json
 from pipeline.stores.integrity import Record, read_json, sha256_file, verify_file
@@ -52,7 +53,7 @@ def save_resume(run_dir: Path, tensors: Mapping[str, torch.Tensor], about: Mappi
     write_json(run_dir / "resume.json", {**about, "files": {name: _save(run_dir / name, tensors)}})
     for old in run_dir.glob("resume-*.safetensors"):
         if old.name != name:
-            old.unlink()
+            remote.remove(old)
 
 
 def load_resume(run_dir: Path) -> tuple[Tensors, dict[str, Any]] | None:
@@ -66,9 +67,9 @@ def load_resume(run_dir: Path) -> tuple[Tensors, dict[str, Any]] | None:
 
 
 def clear_resume(run_dir: Path) -> None:
-    (run_dir / "resume.json").unlink(missing_ok=True)
+    remote.remove(run_dir / "resume.json")
     for old in run_dir.glob("resume-*.safetensors"):
-        old.unlink()
+        remote.remove(old)
 
 
 def _save(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, str | int]:
@@ -83,6 +84,7 @@ def _load(path: Path, about: Mapping[str, Any] | None) -> Tensors:
     if not path.exists():
         raise MissingData(f"{path} is missing", fix="train the head again")
     try:
+        remote.need(path)
         if about is not None:
             verify_file(
                 path, str(about.get("sha256")), size=about.get("bytes"), always=True, fix="train the head again"

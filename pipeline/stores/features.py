@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline import remote
 from pipeline.errors import BadInput, CorruptShard, FingerprintMismatch, MissingData, StoreBusy
 from pipeline.fingerprint import SourceFile, describe_difference, fingerprint
 from pipeline.stores.atomic import atomic_write, remove_temporaries, write_json
@@ -162,7 +163,7 @@ class FeatureStore:
         self.path = Path(path)
         self.settings: dict[str, Any] = dict(about["settings"])
         self.shard_format: str = about["shard_format"]
-        self.media_root: str = about["media_root"]
+        self.media_root: str = remote.local(about["media_root"])
         self._catalogues: dict[str, Catalogue] = {}
         self._written: set[str] = set()  # kinds whose catalogue lags behind what this object wrote
         self._locked = False
@@ -195,7 +196,7 @@ class FeatureStore:
             "fingerprint": fingerprint(settings),
             "settings": dict(settings),
             "shard_format": shard_format,
-            "media_root": media_root,
+            "media_root": remote.portable(media_root),
         }
         write_json(path / "store.json", about)
         return cls(path, about)
@@ -270,7 +271,9 @@ class FeatureStore:
 
     def move_media(self, root: str) -> None:
         """Update the stored media root; no files are moved."""
-        write_json(self.path / "store.json", {**read_json(self.path / "store.json"), "media_root": root})
+        write_json(
+            self.path / "store.json", {**read_json(self.path / "store.json"), "media_root": remote.portable(root)}
+        )
         self.media_root = root
 
     @contextmanager
@@ -293,11 +296,12 @@ class FeatureStore:
                 f"another process is writing to {self.path}", fix="wait for it, or give --wait SECONDS"
             ) from None
         try:
-            remove_temporaries(self.path, keep=_WITHOUT_LOCK)
-            self._written.update(self._catalogues)  # another may have written before we held the lock
-            self._locked = True
-            yield
-            self.save_catalogue()
+            with remote.exclusive(self.path, timeout):
+                remove_temporaries(self.path, keep=_WITHOUT_LOCK)
+                self._written.update(self._catalogues)  # another may have written before we held the lock
+                self._locked = True
+                yield
+                self.save_catalogue()
         finally:
             self._locked = False
             held.release()

@@ -37,6 +37,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline import remote
 from pipeline.errors import BadInput, CorruptShard, MissingData, StoreBusy
 from pipeline.stores.atomic import atomic_write, fsync_dir, fsync_file, write_json
 from pipeline.stores.indexed_videos import NAME as IDS
@@ -261,7 +262,8 @@ class GenerationStore:
         try:
             for left in self.root.glob(".tmp-*"):  # of a killed writer: we hold the lock, so nobody else owns them
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-            yield
+            with remote.exclusive(self.root, timeout):
+                yield
         finally:
             lock.release()
 
@@ -299,6 +301,7 @@ class GenerationStore:
             fsync_dir(self.root)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        remote.written(*(final / name for name in [*files, "index.json"]))
         for name, about in files.items():
             stamp(final / name, str(about["sha256"]))
         return final.name
@@ -372,6 +375,7 @@ class GenerationStore:
         except BlockingIOError:
             return False
         else:
+            remote.removed(path)
             trash = self.root / f".tmp-{path.name}-{uuid.uuid4().hex[:6]}"
             os.rename(path, trash)
             shutil.rmtree(trash)

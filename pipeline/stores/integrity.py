@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline import remote
 from pipeline.errors import CorruptShard, MissingData
 
 log = logging.getLogger(__name__)
@@ -215,12 +216,15 @@ def verify_file(path: Path, sha256: str, *, size: int | None = None, always: boo
         CorruptShard: no such file, no regular file, another size, or other contents.
     """
     try:
+        remote.need(path)
         signature = _signature(path)
         if size is not None and signature[0] != size:
             raise CorruptShard(f"{path} is not whole", expected=f"{size} bytes", got=f"{signature[0]} bytes", fix=fix)
         if not always and _stamped(path) == (signature, sha256):
             return
         found = sha256_file(path)
+        if found != sha256 and remote.fetched_again(path):
+            signature, found = _signature(path), sha256_file(path)
         unchanged = _signature(path) == signature
     except OSError as error:
         raise CorruptShard(f"{path} cannot be read ({error.strerror or error})", fix=fix) from None

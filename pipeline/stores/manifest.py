@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline import remote
 from pipeline.errors import BadInput, CorruptShard, MissingData
 from pipeline.fingerprint import SourceFile
 from pipeline.stores.atomic import atomic_write
@@ -139,7 +140,11 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
     columns = {name: [getattr(entry, name) for entry in manifest.entries] for name in plain}
     columns |= {name: [getattr(entry.file, name, None) for entry in manifest.entries] for name in _RECORD}
     columns["captions"] = [list(captions) for captions in columns["captions"]]
-    about: dict[str, Any] = {"name": manifest.name, "root": manifest.root, "protocol": manifest.protocol}
+    about: dict[str, Any] = {
+        "name": manifest.name,
+        "root": remote.portable(manifest.root),
+        "protocol": manifest.protocol,
+    }
     table = pa.table(columns, schema=_SCHEMA)
     about["checksum"] = checksum([json.loads(json.dumps(about)), table.to_pydict()])
     table = table.replace_schema_metadata({"manifest": json.dumps(about, ensure_ascii=True)})
@@ -168,7 +173,7 @@ def read_manifest(path: Path) -> Manifest:
     files = map(_file, *(columns.pop(name, nothing) for name in _RECORD))
     columns["captions"] = [tuple(texts or ()) for texts in columns["captions"]]
     entries = tuple(map(VideoEntry, *columns.values(), files))  # the schema's order is that of the fields
-    return Manifest(about["name"], about["root"], entries, about["protocol"])
+    return Manifest(about["name"], remote.local(about["root"]), entries, about["protocol"])
 
 
 def _file(size: int | None, mtime: int | None, digest: str | None) -> SourceFile | None:

@@ -74,7 +74,7 @@ def test_errors_with_json_are_one_object(tmp_path):
     assert "no index" in error["message"]
 
 
-@pytest.mark.parametrize("place", ["s3://bucket/prefix", "x" * 300, "a/" * 3000])
+@pytest.mark.parametrize("place", ["s3://key:secret@bucket/prefix", "http://host/a", "x" * 300, "a/" * 3000])
 def test_a_workspace_that_cannot_be_is_refused(place):
     assert "workspace" in refused("search", "a dog", "--workspace", place)
 

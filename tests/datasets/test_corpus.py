@@ -5,12 +5,9 @@ import http.server
 import io
 import json
 import os
-import socket
-import subprocess
 import sys
 import tarfile
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -227,41 +224,6 @@ def test_fetching_is_bounded_and_leaves_nothing_behind(folder, tmp_path, monkeyp
     with local_file(url, Limits()) as path:
         assert Path(path).read_bytes() == (folder / "clip0.mp4").read_bytes()
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory):
-    """A real S3 server on this machine."""
-    pytest.importorskip("s3fs", reason="s3fs is not installed (extra s3)")
-    pytest.importorskip("moto", reason="moto, the S3 server of this test, is not installed")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    keys = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**keys, "AWS_DEFAULT_REGION": "us-east-1"}.items():
-            patch.setenv(name, value)
-        try:
-            end = time.monotonic() + 60
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                    break
-                except OSError:
-                    assert time.monotonic() < end, "the S3 server did not start"
-                    time.sleep(0.1)
-            yield
-        finally:
-            server.kill()
-            server.wait()
 
 
 def test_relative_folders_and_other_spellings_of_a_url(folder, expected, tmp_path, monkeypatch):
