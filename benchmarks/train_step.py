@@ -52,7 +52,8 @@ class Features:
 def make(head: str, form: str, args: argparse.Namespace) -> Callable[[Batch], float]:
     """A function that takes one training step; form: plain, ours, or compiled (ours, by torch.compile)."""
     plain = form == "plain"
-    still: dict[str, Any] = {"noise_train": False} if head == "dits" else {}  # so that both compute the same loss
+    # So that both compute the same loss: no noise, and steps in the paper's unit.
+    still: dict[str, Any] = {"noise_train": False, "relative": False} if head == "dits" else {}
     config = HeadConfig(head=head, dim=args.dim, dropout=args.dropout, dropout_per=args.dropout_per, **still)
     torch.manual_seed(0)
     ours = opened(build_head(config))

@@ -69,12 +69,36 @@ def halving(work: Callable[[int], Result], size: int, least: int = 1) -> tuple[R
         try:
             return work(size), size
         except torch.OutOfMemoryError as error:
-            if size <= least:
-                reason = str(error).splitlines()[0]
-                raise UserError(
-                    f"out of memory with the smallest block, of {least} ({reason})",
-                    fix="free the device's memory, or give --device cpu",
-                ) from None
+            reason = str(error).splitlines()[0]
+        if size <= least:
+            raise UserError(
+                f"out of memory with the smallest block, of {least} ({reason})",
+                fix="free the device's memory, or give --device cpu (a smaller --model where CLIP itself is too large)",
+            )
         size = max(least, size // 2)
-        torch.cuda.empty_cache()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         log.warning(f"out of memory: going on with blocks of {size}")
+
+
+class FittingParts:
+    """Applies a function to batches in the largest parts that have fitted the memory so far.
+
+    `limit`: rows of a part, once a larger one did not fit; a run never asks for more again.
+    """
+
+    def __init__(self) -> None:
+        self.limit: int | None = None
+
+    def __call__(self, work: Callable[[torch.Tensor], Result], batch: torch.Tensor) -> list[Result]:
+        """The results of all parts of `batch` (N, ...), in order. Raises UserError where one row does not fit."""
+        parts: list[Result] = []
+        first = 0
+        while first < len(batch):
+            size = min(self.limit or len(batch), len(batch) - first)
+            part, fitted = halving(lambda rows, first=first: work(batch[first : first + rows]), size)  # type: ignore[misc]
+            if fitted < size:
+                self.limit = fitted
+            parts.append(part)
+            first += fitted
+        return parts

@@ -7,7 +7,7 @@ from command_line import refused
 
 from dits_head.config import HeadConfig
 from dits_head.head import build_head
-from pipeline.device import free_bytes, halving, resolve_device
+from pipeline.device import FittingParts, free_bytes, halving, resolve_device
 from pipeline.errors import BadInput, UserError
 from pipeline.retrieve.scorer import Scorer
 from pipeline.stores.features import VideoFeatures
@@ -45,6 +45,39 @@ def test_a_block_halves_until_it_fits(limit, fitted):
 def test_a_block_that_never_fits_is_one_clear_error():
     with pytest.raises(UserError, match=r"smallest block, of 4 \(CUDA out of memory"):
         halving(out_of_memory_above(3), 64, least=4)
+
+
+class Memory:
+    """A device that holds `room` rows; counts the batches that were asked of it."""
+
+    def __init__(self, room):
+        self.room, self.asked = room, []
+
+    def __call__(self, batch):
+        self.asked.append(len(batch))
+        if len(batch) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+        return batch * 2
+
+
+def test_a_batch_is_halved_until_it_fits_and_the_limit_is_kept(caplog):
+    device, fitting = Memory(room=10), FittingParts()
+    batch = torch.arange(37)
+    torch.testing.assert_close(torch.cat(fitting(device, batch)), batch * 2)
+    assert device.asked == [37, 18, 9, 9, 9, 9, 1]
+    assert fitting.limit == 9
+    device.asked.clear()
+    torch.testing.assert_close(torch.cat(fitting(device, batch[:20])), batch[:20] * 2)
+    assert device.asked == [9, 9, 2]  # no second crash
+    assert "out of memory: going on with blocks of 18" in caplog.text
+
+
+def test_a_single_row_that_does_not_fit_is_an_error_that_says_what_to_do():
+    with pytest.raises(
+        UserError,
+        match=r"smallest block, of 1 \(CUDA out of memory.*Fix: free the device's memory, or give --device cpu",
+    ):
+        FittingParts()(Memory(room=0), torch.arange(4))
 
 
 def test_a_scorer_scores_the_same_in_the_blocks_that_fit(monkeypatch):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.clip.batch_size import Halving, fastest_batch
-from pipeline.device import resolve_device
+from pipeline.clip.batch_size import fastest_batch
+from pipeline.device import FittingParts, resolve_device
 from pipeline.errors import BadInput
 from pipeline.frame_size import FrameSize
 
@@ -33,7 +33,7 @@ class Encoder:
         self.settings = settings
         self.frame_size = frame_size(model.visual.preprocess_cfg)
         self._encode_image = model.encode_image
-        self._fitting = Halving()
+        self._fitting = FittingParts()
         self._convolutional = is_convolutional(model)
         if self._convolutional:
             model.visual.to(memory_format=torch.channels_last)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.clip import torchvision_guard
-from pipeline.clip.batch_size import Halving
 from pipeline.clip.loading import weights_digest
 from pipeline.clip.long_captions import average_windows, text_windows
 from pipeline.clip.protocol import ST_PREFIX
+from pipeline.device import FittingParts
 from pipeline.errors import BadInput
 from pipeline.frame_size import FrameSize
 
@@ -30,7 +30,7 @@ class SentenceTransformersEncoder:
 
     def __init__(self, model: Any, settings: dict[str, Any], size: FrameSize):
         self.model, self.settings, self.frame_size = model, settings, size
-        self._fitting = Halving()
+        self._fitting = FittingParts()
 
     @property
     def dim(self) -> int:

@@ -24,6 +24,7 @@ Sampling = Literal["middles", "ends"]
 ShardFormat = Literal["hdf5", "parquet"]
 Ties = Literal["average", "expected", "optimistic", "pessimistic", "clip4clip", "xpool"]
 TokenDtype = Literal["float16", "int8"]
+TrainPrecision = Literal["float32", "tf32", "bfloat16"]
 
 WorkspaceOption = Annotated[
     Path | None,

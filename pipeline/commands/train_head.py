@@ -14,6 +14,7 @@ from pipeline.commands.options import (
     JsonOption,
     LearningRateOption,
     PairsOption,
+    TrainPrecision,
     WorkspaceOption,
     pairs,
     show,
@@ -62,6 +63,10 @@ def train_head(
         float, typer.Option(max=1, help="Learning rate of a block relative to the block above it")
     ] = 1.0,
     low_memory: Annotated[bool, typer.Option("--low-memory", help="Gradient checkpointing in CLIP's blocks")] = False,
+    precision: Annotated[
+        TrainPrecision | None,
+        typer.Option(help="Of the products in training [default: float32; bfloat16 where CLIP trains on a GPU]"),
+    ] = None,
     device: DeviceOption = "auto",
     devices: Annotated[
         int, typer.Option(min=1, max=1024, help="GPUs (or CPU processes) of each machine; they share --batch-size")
@@ -89,6 +94,7 @@ def train_head(
         python cli.py train-head --head xpool --train-blocks 2
         python cli.py train-head --head dits --end-to-end
         python cli.py train-head --head xpool --train-blocks 4 --devices 4 --batch-size 256
+        python cli.py train-head --head dits --device cuda --precision bfloat16
         python cli.py train-head --head dits --set T_prime=1 --distill dits-1a2b3c4d
         python cli.py train-head --config train.yaml --seed 1
     """
@@ -115,12 +121,12 @@ def train_head(
     chosen = resolve_store(place, dataset, encoder)
     made = head_config(chosen, head, pairs(set_, "--set"), paper_literal=paper_literal)
     settings = TrainSettings(**recipe(chosen, lr=lr, epochs=epochs, batch_size=batch_size), seed=seed)
-    task = DistillTask(distill) if distill else HeadTask()
+    task = DistillTask(distill, precision) if distill else HeadTask(precision)
     if train_blocks or end_to_end:
         given: dict[str, Any] = {"layer_decay": layer_decay, "gradient_checkpointing": low_memory}
         if clip_lr is not None:
             given["clip_lr"] = clip_lr
-        task = FinetuneTask(tune_settings(chosen, "end-to-end" if end_to_end else train_blocks, **given))
+        task = FinetuneTask(tune_settings(chosen, "end-to-end" if end_to_end else train_blocks, **given), precision)
     options = RunOptions(run, start_from, device=device, devices=devices, num_nodes=num_nodes)
     if not is_first_process():  # of several devices: the first one reports
         train_head(place, chosen, made, settings, task, retrieval_metrics, options)

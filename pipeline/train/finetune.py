@@ -76,13 +76,14 @@ class FinetuneTask(HeadTask):
     clip: TrainableClip
     shares_batch = True
 
-    def __init__(self, tune: TuneSettings):
+    def __init__(self, tune: TuneSettings, precision: str | None = None):
+        self.own_precision = "bfloat16" if torch.cuda.is_available() else "float32"
+        super().__init__(precision)
         self.tune = tune
         self.label = "end-to-end" if tune.blocks is None else f"top{tune.blocks}"
-        self.precision = "bf16-mixed" if torch.cuda.is_available() else "32-true"
 
     def identity(self) -> dict[str, Any]:
-        return {"tune": asdict(self.tune)}
+        return {"tune": asdict(self.tune), **super().identity()}
 
     def build(self, workspace: Workspace, chosen: ResolvedStore, head: RetrievalHead) -> nn.Module:
         super().build(workspace, chosen, head)

@@ -153,7 +153,8 @@ def train(
             torch.manual_seed(settings.seed * 1_000_003 + state.step)  # the same on every device, as its loss is
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(state.step, steps, settings) * group["lr_scale"]
-            loss, terms = wrapped.training_loss(**batch)
+            with fabric.autocast():  # on one device Fabric calls `training_loss` as it is, whatever the precision
+                loss, terms = wrapped.training_loss(**batch)
             wrapped_optimizer.zero_grad(set_to_none=True)
             fabric.backward(loss)
             norm = fabric.clip_gradients(

@@ -27,6 +27,7 @@ from pipeline.stores import checkpoints
 from pipeline.stores.atomic import read_json
 from pipeline.train.batches import training_features
 from pipeline.train.loop import Progress, TrainSettings, train
+from pipeline.train.precision import of_fabric, products, require_tensor_cores
 from pipeline.train.tasks import HeadTask, Measure
 from pipeline.workspace import Workspace
 
@@ -110,13 +111,14 @@ def train_head(
         log.warning(warning)
     head = _new_head(workspace, chosen, config, settings.seed, options.start_from)
     model = task.build(workspace, chosen, head)
-    run_dir.mkdir(parents=True, exist_ok=True)
     device = resolve_device(options.device)
+    require_tensor_cores(task.precision, device)
+    run_dir.mkdir(parents=True, exist_ok=True)
     fabric = Fabric(
         accelerator=device.type,
         devices=options.devices if device.index is None or options.world > 1 else [device.index],
         num_nodes=options.num_nodes,
-        precision=task.precision,
+        precision=of_fabric(task.precision),
         loggers=_loggers(run_dir),
     )
     fabric.launch()
@@ -124,7 +126,7 @@ def train_head(
         log.info(_shares(settings.batch_size, fabric.world_size, task))
     model = model.to(fabric.device)
     task.to(fabric.device, options.devices)
-    with _no_empty_run(run_dir), task.threads(fabric.device):
+    with _no_empty_run(run_dir), task.threads(fabric.device), products(task.precision, fabric.device):
         state = train(
             model,
             task.source(train_split, fabric.device, fabric.global_rank, fabric.world_size),
@@ -193,7 +195,7 @@ def _new_head(
 def _finished(run_dir: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     record = read_json(run_dir / "config.json")
     made_of = record.get("tuned_from", record)  # a tuned run's own encoder is another than the one it began with
-    wanted = {"distilled_from": None, "tune": None, **identity}  # a plain run names neither
+    wanted = {"distilled_from": None, "tune": None, "precision": None, **identity}  # a plain run names none of them
     if difference := describe_difference({name: made_of.get(name) for name in wanted}, wanted):
         raise FingerprintMismatch(
             f"{run_dir} holds a head trained with other settings ({difference})", fix="give --run another name"

@@ -34,15 +34,26 @@ class HeadTask:
     """Train a head alone, on the embeddings of the store; other tasks override what they do otherwise.
 
     A run calls the methods in the order in which they stand here.
+
+    `precision`: in which it trains, of `pipeline.train.precision.PRECISIONS`; None: in the task's own.
     """
 
     label = ""  # joins the run's default name
-    precision: Any = "32-true"  # Fabric's
+    own_precision = "float32"
     shares_batch = False  # whether several devices share the work of a batch
+
+    def __init__(self, precision: str | None = None):
+        self._given_precision = precision
+        self.precision = precision or self.own_precision
 
     def identity(self) -> dict[str, Any]:
         """What the run is made of, beside head, encoder, settings and start."""
-        return {}
+        return self._precision_identity()
+
+    def _precision_identity(self) -> dict[str, Any]:
+        """Runs from before there was a choice are those in which none was made."""
+        given = self._given_precision
+        return {} if given in (None, HeadTask.own_precision) else {"precision": given}
 
     def build(self, workspace: Workspace, chosen: ResolvedStore, head: RetrievalHead) -> nn.Module:
         """The model whose `training_loss` is minimised. Raises BadInput where the task cannot be done."""
@@ -83,11 +94,13 @@ class DistillTask(HeadTask):
     The head takes the teacher's equally named weights first, pooling and temperature above all.
     """
 
-    def __init__(self, teacher: str):
+    def __init__(self, teacher: str, precision: str | None = None):
+        super().__init__(precision)
         self.teacher_run = teacher
 
     def identity(self) -> dict[str, Any]:
-        return {"distilled_from": {"run": self.teacher_run, "contrast": 0.0}}  # contrast: so that old runs are found
+        distilled = {"run": self.teacher_run, "contrast": 0.0}  # contrast: so that old runs are found
+        return {"distilled_from": distilled, **super().identity()}
 
     def build(self, workspace: Workspace, chosen: ResolvedStore, head: RetrievalHead) -> nn.Module:
         super().build(workspace, chosen, head)
@@ -112,14 +125,15 @@ class TeacherSource:
     """`source`'s batches with `targets` (B, D) beside them: the rows of the teacher's aligned texts (T, D)."""
 
     def __init__(self, source: BatchSource, aligned: np.ndarray):
-        self._source, self._aligned = source, torch.from_numpy(aligned)
+        self._source, self._aligned = source, torch.from_numpy(aligned).to(source.device)
 
     def __len__(self) -> int:
         return len(self._source)
 
     def batches(self, batches: Sequence[np.ndarray]) -> Iterator[dict[str, Tensor]]:
-        for pairs, batch in zip(batches, self._source.batches(batches), strict=True):
-            yield {**batch, "targets": self._aligned[pairs].to(self._source.device)}
+        rows = torch.from_numpy(np.stack(batches)).to(self._source.device)  # once an epoch: no step waits for the host
+        for pairs, batch in zip(rows, self._source.batches(batches), strict=True):
+            yield {**batch, "targets": self._aligned[pairs]}
 
 
 def fit_closed_form(head: RetrievalHead, data: PairData) -> None:

@@ -1,42 +1,11 @@
-"""A batch that does not fit the memory is halved, and the fastest size is found; the device's memory is simulated."""
+"""The fastest batch is found, and an encoder goes on when memory runs out; the device's memory is simulated."""
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.clip.batch_size import Halving, fastest_batch
+from pipeline.clip.batch_size import fastest_batch
 from pipeline.clip.encoder import load_encoder
-from pipeline.errors import UserError
-
-
-class Device:
-    """A device that holds `room` rows; counts the batches that were asked of it."""
-
-    def __init__(self, room):
-        self.room, self.asked = room, []
-
-    def __call__(self, batch):
-        self.asked.append(len(batch))
-        if len(batch) > self.room:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
-        return batch * 2
-
-
-def test_a_batch_is_halved_until_it_fits_and_the_limit_is_kept(caplog):
-    device, fitting = Device(room=10), Halving()
-    batch = torch.arange(37)
-    torch.testing.assert_close(torch.cat(fitting(device, batch)), batch * 2)
-    assert device.asked == [37, 18, 9, 9, 9, 9, 1]
-    assert fitting.limit == 9
-    device.asked.clear()
-    torch.testing.assert_close(torch.cat(fitting(device, batch[:20])), batch[:20] * 2)
-    assert device.asked == [9, 9, 2]  # no second crash
-    assert "a batch of 37 does not fit into the memory: going on with 18" in caplog.text
-
-
-def test_a_single_row_that_does_not_fit_is_an_error_that_says_what_to_do():
-    with pytest.raises(UserError, match=r"one frame does not fit.*out of memory.*Fix: give --device cpu"):
-        Halving()(Device(room=0), torch.arange(4))
 
 
 @pytest.mark.parametrize(("room", "saturates", "expected"), [(100, 1000, 64), (1000, 32, 32), (4, 1000, 8)])

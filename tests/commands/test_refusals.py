@@ -14,12 +14,14 @@ from pipeline.evaluate.metrics import TIES
 from pipeline.extract.settings import DECODERS, LONG_CAPTIONS
 from pipeline.stores.activations import DTYPES
 from pipeline.stores.shards import SUFFIXES
+from pipeline.train.precision import PRECISIONS
 from pipeline.video.sampling import RULES
 
 ROOT = Path(__file__).parents[2]
 BAD = [
     ["train-head", "--head", "bogus"],
     ["train-head", "--set", "nope=1"],
+    ["train-head", "--precision", "float16"],
     ["extract", "--decoder", "bogus"],
     ["extract", "--format", "bogus"],
     ["extract", "--preset", "bogus"],
@@ -62,6 +64,7 @@ def test_choices_are_those_of_the_rooms():
     assert set(get_args(options.LongCaptions)) == set(LONG_CAPTIONS)
     assert set(get_args(options.ShardFormat)) == set(SUFFIXES)
     assert set(get_args(options.TokenDtype)) == set(DTYPES)
+    assert set(get_args(options.TrainPrecision)) == set(PRECISIONS)
     assert set(get_args(options.Sampling)) == set(RULES)
     assert set(get_args(options.Ties)) == {*TIES, "expected"}
 
