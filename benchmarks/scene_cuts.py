@@ -63,16 +63,18 @@ def matched(cuts: Sequence[float], truth: Sequence[tuple[float, float]]) -> int:
 def make_film(parts: Sequence[Path], kind: str, path: Path, seconds: float) -> list[tuple[float, float]]:
     """Join stretches of `seconds` each; the transitions, every second one of `kind`."""
     transition, fade = KINDS[kind]
-    truth, chain, total, label = [], [], seconds, "[0:v]"
+    # every stream in one time base: xfade refuses others
+    chain = [f"[{number}:v]settb=1/{RATE},fps={RATE}[i{number}]" for number in range(len(parts))]
+    truth, total, label = [], seconds, "[i0]"
     for number in range(1, len(parts)):
         joined = f"[j{number}]"
         if transition and number % 2:
             form = f"xfade=transition={transition}:duration={fade}:offset={total - fade:.3f}"
-            chain.append(f"{label}[{number}:v]{form}{joined}")
+            chain.append(f"{label}[i{number}]{form}{joined}")
             truth.append((total - fade, total))
             total += seconds - fade
         else:
-            chain.append(f"{label}[{number}:v]concat=n=2:v=1,settb=1/{RATE},fps={RATE}{joined}")
+            chain.append(f"{label}[i{number}]concat=n=2:v=1,settb=1/{RATE},fps={RATE}{joined}")
             truth.append((total, total))
             total += seconds
         label = joined

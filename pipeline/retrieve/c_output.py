@@ -46,7 +46,8 @@ def logged_output(starts: tuple[str, ...]) -> Iterator[None]:
 
 def _flush() -> None:
     """Empty the buffers of Python's and of C's stdout into the descriptor."""
-    sys.__stdout__.flush()
+    if sys.__stdout__ is not None:
+        sys.__stdout__.flush()
     ctypes.CDLL(None).fflush(None)
 
 
