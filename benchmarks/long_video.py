@@ -1,6 +1,6 @@
 """Long files as clips: cost of one pass against one sequential decode, memory, and whether `search` finds the moment.
 
-    python benchmarks/long_video.py [--minutes 60] [--videos FOLDER] [--skip-search]
+    python benchmarks/long_video.py [--minutes 60] [--videos FOLDER] [--skip-search] [--skip-scenes]
     python benchmarks/long_video.py --films FILE... [--decode-only]
 
 Makes a film of as many distinct scenes of a minute as --minutes says (the shapes world, 320 x 320) and, with --videos,
@@ -67,9 +67,11 @@ from pipeline.video import decode_pyav
 count = 0
 """
 _REPORT = """
-import resource
-usage = resource.getrusage(resource.RUSAGE_SELF)
-print(usage.ru_utime + usage.ru_stime, usage.ru_maxrss // 1024)
+import os, re
+used = os.times()
+# not getrusage's ru_maxrss, which begins with what the parent had
+peak = re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1]
+print(used.user + used.system, int(peak) // 1024)
 """
 
 
@@ -231,6 +233,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=int, default=60)
     parser.add_argument("--videos", type=Path)
     parser.add_argument("--skip-search", action="store_true")
+    parser.add_argument("--skip-scenes", action="store_true", help="the films of --videos alone")
     parser.add_argument("--films", type=Path, nargs="*", default=[], help="measure these files and make none")
     parser.add_argument("--decode-only", action="store_true", help="neither each alone nor extract")
     parser.add_argument("--folder", type=Path, help="where the films are made [default: a temporary folder]")
@@ -247,6 +250,8 @@ def main() -> None:
         "each alone, s",
     ]
     head += ["peak MB (of a sixth)", "extract, s", "peak MB"]
+    if arguments.videos and not arguments.videos.is_dir():
+        sys.exit(f"films of real clips are left out: there is no folder {arguments.videos}")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder, workspace = Path(name), Path(name) / "workspace"
         if arguments.films:
@@ -257,12 +262,13 @@ def main() -> None:
                 linked.symlink_to(path.resolve())
                 print(row(linked, workspace, arguments.decode_only), flush=True)
             return
-        film = folder / "scenes.mp4"
-        queries = film_of_scenes(film, arguments.minutes)
         print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|", flush=True)
-        print(row(film, workspace), flush=True)
-        if not arguments.skip_search:
-            print(moments(workspace, film, queries), file=sys.stderr, flush=True)
+        if not arguments.skip_scenes:
+            film = folder / "scenes.mp4"
+            queries = film_of_scenes(film, arguments.minutes)
+            print(row(film, workspace), flush=True)
+            if not arguments.skip_search:
+                print(moments(workspace, film, queries), file=sys.stderr, flush=True)
         if arguments.videos:
             for path in films_of_clips(folder, arguments.videos, arguments.minutes * 60 / 6):
                 print(row(path, workspace), flush=True)

@@ -3,10 +3,11 @@
     python benchmarks/scene_cuts.py FOLDER [--clips 12] [--films 4] [--seconds 6] [--detectors content]
 
 Films are put together from stretches of the videos in FOLDER (any folder of clips), each of one shot as far as the
-light detectors see: a cut is known to be where one stretch ends. They are coded at 320 x 180, 25 frames a second, once
-with hard cuts only, once with half of the joins as dissolves of half a second (a cut found inside the dissolve counts).
-The same detectors run on clips of FOLDER as they are; there no truth is known, and the table says how many cuts each
-finds and how many of them another one finds too. Every frame comes from the project's decoder, as in `extract`.
+light detectors see: a cut is known to be where one stretch ends. They are coded at 320 x 180, 25 frames a second, with
+hard cuts only, and with every second join as a dissolve of half a second or a second, or as a fade through black. One
+cut found inside such a transition counts, a second one is a false one. The same detectors run on clips of FOLDER as
+they are; there no truth is known, and the table says how many cuts each finds and how many of them another one finds
+too. Every frame comes from the project's decoder, as in `extract`.
 """
 
 import argparse
@@ -29,7 +30,13 @@ from pipeline.video.pool import Decoded
 from pipeline.video.scenes import make_detector
 from pipeline.video.windows import DETECTORS
 
-RATE, TOLERANCE, FADE = 25, 2, 0.48
+RATE, TOLERANCE = 25, 2
+KINDS = {  # name -> ffmpeg's xfade transition and its seconds, of every second join
+    "hard cuts": ("", 0.0),
+    "dissolves of 0.5 s": ("fade", 0.48),
+    "dissolves of 1 s": ("fade", 1.0),
+    "fades through black, 1 s": ("fadeblack", 1.0),
+}
 
 
 def found_cuts(path: Path, detector: str) -> tuple[list[float], int, float]:
@@ -53,17 +60,21 @@ def matched(cuts: Sequence[float], truth: Sequence[tuple[float, float]]) -> int:
     return hits
 
 
-def make_film(parts: Sequence[Path], dissolves: bool, path: Path, seconds: float) -> list[tuple[float, float]]:
-    """Join stretches of `seconds` each; the transitions. Every second one is a dissolve if asked for."""
-    truth, chain, total, label = [], [], seconds, "[0:v]"
+def make_film(parts: Sequence[Path], kind: str, path: Path, seconds: float) -> list[tuple[float, float]]:
+    """Join stretches of `seconds` each; the transitions, every second one of `kind`."""
+    transition, fade = KINDS[kind]
+    # every stream in one time base: xfade refuses others
+    chain = [f"[{number}:v]settb=1/{RATE},fps={RATE}[i{number}]" for number in range(len(parts))]
+    truth, total, label = [], seconds, "[i0]"
     for number in range(1, len(parts)):
         joined = f"[j{number}]"
-        if dissolves and number % 2:
-            chain.append(f"{label}[{number}:v]xfade=transition=fade:duration={FADE}:offset={total - FADE:.3f}{joined}")
-            truth.append((total - FADE, total))
-            total += seconds - FADE
+        if transition and number % 2:
+            form = f"xfade=transition={transition}:duration={fade}:offset={total - fade:.3f}"
+            chain.append(f"{label}[i{number}]{form}{joined}")
+            truth.append((total - fade, total))
+            total += seconds - fade
         else:
-            chain.append(f"{label}[{number}:v]concat=n=2:v=1,settb=1/{RATE},fps={RATE}{joined}")
+            chain.append(f"{label}[i{number}]concat=n=2:v=1,settb=1/{RATE},fps={RATE}{joined}")
             truth.append((total, total))
             total += seconds
         label = joined
@@ -94,21 +105,27 @@ def stretches(videos: Sequence[Path], seconds: float, folder: Path) -> list[Path
 
 
 def on_films(parts: list[Path], films: int, seconds: float, folder: Path, detectors: Sequence[str]) -> None:
-    print("| films | detector | cuts | precision | recall | frames/s |\n|---|---|---|---|---|---|")
-    for name, dissolves in (("hard cuts", False), ("half dissolves", True)):
+    print(
+        "| films | detector | cuts | gradual | precision | recall | of cuts | of gradual | frames/s |"
+        + "\n|"
+        + "---|" * 9
+    )
+    for name in KINDS:
         made = []
         for number in range(films):
             rng = Random(f"{name} {number}")
             path = folder / f"{name} {number}.mp4"
-            made.append((path, make_film(rng.sample(parts, min(8, len(parts))), dissolves, path, seconds)))
+            made.append((path, make_film(rng.sample(parts, min(8, len(parts))), name, path, seconds)))
         for detector in detectors:
-            hits = found = true = frames = 0
-            spent = 0.0
+            hits, true, found, frames, spent = [0, 0], [0, 0], 0, 0, 0.0  # of hard cuts, of gradual transitions
             for path, truth in made:
                 cuts, count, cost = found_cuts(path, detector)
-                hits, found, true = hits + matched(cuts, truth), found + len(cuts), true + len(truth)
-                frames, spent = frames + count, spent + cost
-            cells = [name, detector, true, f"{hits / max(1, found):.3f}", f"{hits / true:.3f}", f"{frames / spent:.0f}"]
+                for place, kind in enumerate((False, True)):
+                    own = [span for span in truth if (span[0] < span[1]) == kind]
+                    hits[place], true[place] = hits[place] + matched(cuts, own), true[place] + len(own)
+                found, frames, spent = found + len(cuts), frames + count, spent + cost
+            recalls = [f"{h / t:.3f}" if t else "" for h, t in zip([sum(hits), *hits], [sum(true), *true], strict=True)]
+            cells = [name, detector, *true, f"{sum(hits) / max(1, found):.3f}", *recalls, f"{frames / spent:.0f}"]
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 

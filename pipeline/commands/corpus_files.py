@@ -19,6 +19,7 @@ from pipeline.extract.sync import FileChanges, begin, compare, finish
 from pipeline.resolve import ResolvedStore
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.manifest import CORPUS, Manifest, VideoEntry, read_manifest
+from pipeline.stores.metadata import write_metadata
 from pipeline.stores.strings import lookup
 from pipeline.workspace import Workspace
 
@@ -49,7 +50,7 @@ class CorpusFiles:
         return changes + self._update(Manifest(self._chosen.dataset, NOWHERE, others)) if others else changes
 
     def update_from(self, source: str, allow_private: bool = False) -> tuple[FileChanges, set[str]]:
-        """Look at the files of a folder, list, tar or URL.
+        """Look at the files of a folder, list, tar or URL; what a list's other columns say becomes metadata.
 
         Returns:
             What became of them, and the ids of those that are there now.
@@ -60,11 +61,14 @@ class CorpusFiles:
         own = self._own_manifest(source)
         if own is not None:
             return self._update_own(own), {entry.video_id for entry in own.entries}
-        listed = corpus_entries(source, allow_private)
-        entries = known_or_new(listed, FeatureStore.open(self._path), folder_name(Path(source)))
+        listed = corpus_manifest(source, allow_private)
+        entries = known_or_new(listed.entries, FeatureStore.open(self._path), folder_name(Path(source)))
         root = os.path.abspath(source) if Path(source).is_dir() else NOWHERE
-        manifest = Manifest(self._chosen.dataset, root, tuple(entries))
-        return self._update(manifest), {entry.video_id for entry in entries}
+        changes = self._update(Manifest(self._chosen.dataset, root, tuple(entries)))
+        named = {(entry.path, entry.start, entry.end): entry.video_id for entry in listed.entries}
+        said = {entry.video_id: named[entry.path, entry.start, entry.end] for entry in entries}
+        write_metadata(self._path, {i: listed.metadata[own] for i, own in said.items() if own in listed.metadata})
+        return changes, set(said)
 
     def _own_manifest(self, source: str | None = None) -> Manifest | None:
         """The data set's manifest, its folder listed again; None where there is none, or `source` is another folder."""
@@ -138,17 +142,18 @@ class CorpusFiles:
         return self._encoder
 
 
-def corpus_entries(source: str, allow_private: bool = False) -> list[VideoEntry]:
-    """Entries of a corpus; their paths are absolute (links not resolved), or URLs."""
+def corpus_manifest(source: str, allow_private: bool = False) -> Manifest:
+    """Entries of a corpus, their paths absolute (links not resolved) or URLs, and the metadata that a list gives."""
     if Path(source).is_dir() or not ("://" in source or "*" in source or Path(source).exists()):
         manifest = build_manifest("folder", Path(source), None, None, corpus=folder_name(Path(source)))
     else:
         manifest = source_manifest(source, allow_private)
     places = [manifest.resolve(entry) for entry in manifest.entries]
-    return [
+    entries = tuple(
         replace(entry, path=place if "://" in place else os.path.abspath(place))
         for place, entry in zip(places, manifest.entries, strict=True)
-    ]
+    )
+    return replace(manifest, entries=entries)
 
 
 def known_or_new(listed: Iterable[VideoEntry], store: FeatureStore, folder: str) -> list[VideoEntry]:

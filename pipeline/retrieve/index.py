@@ -17,6 +17,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from math import ceil
@@ -29,6 +30,7 @@ from faiss.contrib.ondisk import merge_ondisk
 from numpy.typing import NDArray
 
 from pipeline.errors import BadInput, CorruptShard
+from pipeline.retrieve.c_output import logged_output
 from pipeline.retrieve.exact_search import best_per_video, normalised
 from pipeline.stores.integrity import fits
 
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 swig: Any = faiss  # the stubs of FAISS do not know the constructors that its Python layer adds
 _INDEX_FILE = "index.faiss"
 _LISTS_FILE = "index.ivfdata"
+_SAID = ("IO_FLAG_ONDISK_SAME_DIR: ", "resizing ")  # what FAISS prints about lists on disk
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,8 @@ def read(
     """
     flags = (faiss.IO_FLAG_MMAP_IFC if mmap and not spec.on_disk else 0) | faiss.IO_FLAG_ONDISK_SAME_DIR
     try:
-        index = faiss.read_index(str(folder / _INDEX_FILE), flags)
+        with logged_output(_SAID) if spec.on_disk else nullcontext():
+            index = faiss.read_index(str(folder / _INDEX_FILE), flags)
     except RuntimeError as error:
         raise CorruptShard(
             f"{folder / _INDEX_FILE} cannot be read", got=_first_line(error), fix="build it again"
@@ -317,7 +321,8 @@ def _fill_on_disk(trained: Any, vectors: NDArray[Any], spec: IndexSpec, folder: 
     wanted, free = sum(Path(shard_path).stat().st_size for shard_path in shards), shutil.disk_usage(folder).free
     if free < wanted:
         raise OSError(errno.ENOSPC, f"No space left for {wanted} bytes of inverted lists", str(folder / _LISTS_FILE))
-    merge_ondisk(trained, shards, str(folder / _LISTS_FILE))
+    with logged_output(_SAID):
+        merge_ondisk(trained, shards, str(folder / _LISTS_FILE))
     for shard_path in shards:
         Path(shard_path).unlink()
     return trained

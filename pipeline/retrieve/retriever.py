@@ -137,7 +137,10 @@ class Retriever:
             return self._searcher.refresh()
 
     def search_embeds(self, text_embeds: np.ndarray, top: int = 10, **wanted: Any) -> list[list[Hit]]:
-        """The best hits of each of N sentences, given what `embed_texts` made of them, (N, D)."""
+        """The best hits of each of N sentences, given what `embed_texts` made of them, (N, D).
+
+        With `weights` (Q, N): of each weighted sum of them (`mixture`).
+        """
         return self._searcher.search(text_embeds, top=top, **wanted)
 
     # -- what the index holds

@@ -13,9 +13,11 @@ from urllib.parse import quote
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
+from pydantic import Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from pipeline.errors import BadInput
+from pipeline.retrieve.search import Wanted
 from pipeline.serve.answers import (
     ClipAnswer,
     Column,
@@ -39,6 +41,7 @@ from pipeline.video.limits import DecodeFailure
 
 log = logging.getLogger(__name__)
 MAX_TOP = 200
+MAX_AGAINST = 8
 _COOKIE_SECONDS = 30 * 24 * 3600
 _PICTURES_WAITING = 8  # uploads decoded or waiting for it: each may take 200 MB while it is decoded
 _PATH = re.compile(r"\bpath\b", re.IGNORECASE)
@@ -66,6 +69,12 @@ _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorAnswer, "desc
 Sentences = Annotated[str, Query(min_length=1, max_length=1000, description="What the video shows")]
 Top = Annotated[int, Query(ge=1, le=MAX_TOP, description="How many hits")]
 Where = Annotated[str | None, Query(max_length=1000, description="SQL over the columns of /api/info")]
+Merge = Annotated[bool, Query(description="Neighbouring clips of a file become one hit")]
+PerFile = Annotated[int | None, Query(ge=1, le=MAX_TOP, description="Most hits of one file")]
+Against = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=1000)]],
+    Query(alias="not", max_length=MAX_AGAINST, description="What the video does not show; repeatable"),
+]
 VideoId = Annotated[str, Query(min_length=1, max_length=4096)]
 Seconds = Annotated[float, Query(ge=0, le=1e7, allow_inf_nan=False, description="Into the file")]
 
@@ -185,6 +194,11 @@ def create_app(backend: Backend, settings: ServeSettings) -> Any:
     return metrics.middleware(Gate(app, settings))
 
 
+def wanted_of(top: int, where: str | None, merge: bool, per_file: int | None) -> Wanted:
+    """The hits that a request asks for. BadInput for a condition that it may not make."""
+    return Wanted(top, merge=merge, per_file=per_file, where=condition(where))
+
+
 def condition(where: str | None) -> str | None:
     """A filter as the index takes it. The index knows the column `path`, by which clients could guess at the server's
     folders, so that word is refused wherever it stands."""
@@ -211,27 +225,39 @@ def hit_answer(hit: Any) -> HitAnswer:
 
 def _add_api(app: FastAPI, state: _State) -> None:
     @app.get("/api/search", responses=_ERRORS, tags=["search"])
-    async def search(q: Sentences, top: Top = 24, where: Where = None) -> SearchAnswer:
-        """Find videos by a sentence."""
-        if not q.strip():
+    async def search(
+        q: Sentences,
+        against: Against = [],  # noqa: B006  FastAPI copies it
+        top: Top = 24,
+        where: Where = None,
+        merge: Merge = False,
+        per_file: PerFile = None,
+    ) -> SearchAnswer:
+        """Find videos by a sentence, less half of what other sentences say."""
+        if not all(text.strip() for text in (q, *against)):
             raise BadInput("an empty query", fix="describe what the video shows")
-        return state.answer(await state.queries.sentence(Sentence(q, top, condition(where))), q)
+        wanted = wanted_of(top, where, merge, per_file)
+        return state.answer(await state.queries.sentence(Sentence(q, wanted, tuple(against))), q)
 
     @app.post("/api/search/image", responses=_ERRORS, openapi_extra=_UPLOAD, tags=["search"])
-    async def search_image(request: Request, top: Top = 24, where: Where = None) -> SearchAnswer:
+    async def search_image(
+        request: Request, top: Top = 24, where: Where = None, merge: Merge = False, per_file: PerFile = None
+    ) -> SearchAnswer:
         """Find videos by a picture, uploaded as the field image of a form."""
         data = await _uploaded(request, "image", state.settings.max_upload_bytes)
         size, pixels = state.backend.frame_size, state.settings.max_upload_pixels
         image = await state.pictures.once(object(), lambda: read_image(data, size, pixels))
-        kept = condition(where)
-        return state.answer(await state.queries.run(lambda: state.backend.search_image(image, top, kept)))
+        wanted = wanted_of(top, where, merge, per_file)
+        return state.answer(await state.queries.run(lambda: state.backend.search_image(image, wanted)))
 
     @app.get("/api/similar", responses=_ERRORS | _NOT_FOUND, tags=["search"])
-    async def similar(id: VideoId, top: Top = 24, where: Where = None) -> SearchAnswer:
+    async def similar(
+        id: VideoId, top: Top = 24, where: Where = None, merge: Merge = False, per_file: PerFile = None
+    ) -> SearchAnswer:
         """Find videos like one of the index."""
         state.source(id)
-        kept = condition(where)
-        return state.answer(await state.queries.run(lambda: state.backend.similar(id, top, kept)))
+        wanted = wanted_of(top, where, merge, per_file)
+        return state.answer(await state.queries.run(lambda: state.backend.similar(id, wanted)))
 
     @app.get("/api/clips/{video_id:path}", responses=_NOT_FOUND, tags=["clips"])
     async def clip(video_id: str) -> ClipAnswer:

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipeline.frame_size import FrameSize
+from pipeline.retrieve.search import Wanted
 
 
 class Backend(Protocol):
@@ -24,17 +25,17 @@ class Backend(Protocol):
     def embed(self, texts: list[str]) -> np.ndarray:
         """(N, D) float32 of N sentences."""
 
-    def search_vectors(self, vectors: np.ndarray, top: int, where: str | None) -> list[list[Any]]:
-        """The best hits of each sentence's vector (N, D)."""
+    def search_vectors(self, vectors: np.ndarray, weights: np.ndarray, wanted: Wanted) -> list[list[Any]]:
+        """The hits of each query: a sum of sentences' vectors (N, D), weighted by its row of `weights` (Q, N)."""
 
     @property
     def frame_size(self) -> FrameSize:
         """The size that the encoder takes pictures in."""
 
-    def search_image(self, image: np.ndarray, top: int, where: str | None) -> list[Any]:
+    def search_image(self, image: np.ndarray, wanted: Wanted) -> list[Any]:
         """The hits most like a picture (H, W, 3) uint8 RGB of `frame_size`."""
 
-    def similar(self, video_id: str, top: int, where: str | None) -> list[Any]:
+    def similar(self, video_id: str, wanted: Wanted) -> list[Any]:
         """The hits most like an indexed video, itself left out."""
 
     def location(self, video_id: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.frame_size import FrameSize
 from pipeline.retrieve.retriever import Retriever
+from pipeline.retrieve.search import Wanted
 from pipeline.serve.backend import Backend
 from pipeline.stores.features import FeatureStore
 from pipeline.stores.metadata import read_metadata
@@ -55,14 +57,14 @@ class LiveBackend(Backend):
     def embed(self, texts: list[str]) -> np.ndarray:
         return self._retriever.embed_texts(texts)
 
-    def search_vectors(self, vectors: np.ndarray, top: int, where: str | None) -> list[list[Any]]:
-        return self._retriever.search_embeds(vectors, top=top, where=where)
+    def search_vectors(self, vectors: np.ndarray, weights: np.ndarray, wanted: Wanted) -> list[list[Any]]:
+        return self._retriever.search_embeds(vectors, weights=weights, **asdict(wanted))
 
-    def search_image(self, image: np.ndarray, top: int, where: str | None) -> list[Any]:
-        return self._retriever.search_image(image, top=top, where=where)
+    def search_image(self, image: np.ndarray, wanted: Wanted) -> list[Any]:
+        return self._retriever.search_image(image, **asdict(wanted))
 
-    def similar(self, video_id: str, top: int, where: str | None) -> list[Any]:
-        return self._retriever.similar(video_id, top=top, where=where)
+    def similar(self, video_id: str, wanted: Wanted) -> list[Any]:
+        return self._retriever.similar(video_id, **asdict(wanted))
 
     def location(self, video_id: str) -> str | None:
         return self._retriever.location(video_id)

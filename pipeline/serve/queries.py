@@ -1,18 +1,23 @@
 """Queries of many clients over one retriever: gathered into batches, their vectors kept, never more than can wait.
 
-One thread searches. While it does, arriving queries gather; those with the same filter are embedded and searched
-together, for a batch of sentences costs little more than one. A query that was embedded before is not embedded again:
-its vector depends on the sentence and the encoder alone, and outlives index generations.
+One thread searches. While it does, arriving queries gather; those that want the same are embedded and searched
+together, for a batch of sentences costs little more than one. Clips of one file are merged as far as a query's own
+number of hits asks, so that queries that merge or limit them share a batch only with their like. A query that was
+embedded before is not embedded again: its vector depends on the sentence and the encoder alone, and outlives index
+generations.
 """
 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+
+from pipeline.retrieve.retriever import mixture
+from pipeline.retrieve.search import Wanted
 
 T = TypeVar("T")
 
@@ -27,8 +32,8 @@ class Vectors(Protocol):
     def embed(self, texts: list[str]) -> np.ndarray:
         """(N, D) float32 of N sentences."""
 
-    def search_vectors(self, vectors: np.ndarray, top: int, where: str | None) -> list[list[Any]]:
-        """The best hits of each vector (N, D)."""
+    def search_vectors(self, vectors: np.ndarray, weights: np.ndarray, wanted: Wanted) -> list[list[Any]]:
+        """The best hits of each sum of vectors (N, D), weighted by a row of `weights` (Q, N)."""
 
 
 class VectorCache:
@@ -57,11 +62,11 @@ class VectorCache:
 
 @dataclass(frozen=True)
 class Query:
-    """A sentence, how many hits it wants, and the filter."""
+    """A sentence, the hits that it wants, and sentences that they are to be unlike."""
 
     text: str
-    top: int
-    where: str | None = None
+    wanted: Wanted = field(default_factory=Wanted)
+    against: tuple[str, ...] = ()
 
 
 @dataclass
@@ -158,23 +163,39 @@ class Queries:
     def _answer(self, queries: list[Query]) -> "list[list[Any] | Exception]":
         """The hits of each query, or what its search raised: a bad filter fails only the queries that share it."""
         answers: list[list[Any] | Exception] = [[]] * len(queries)
-        for where, places in _by_filter(queries).items():
+        for like, places in _alike(queries).items():
             try:
-                vectors = self.vectors.of([queries[place].text for place in places])
-                found = self._retriever.search_vectors(vectors, max(queries[place].top for place in places), where)
+                together = [queries[place] for place in places]
+                texts = list(dict.fromkeys(text for query in together for text in (query.text, *query.against)))
+                wanted = replace(like, top=max(query.wanted.top for query in together))
+                found = self._retriever.search_vectors(self.vectors.of(texts), weights_of(together, texts), wanted)
                 for place, hits in zip(places, found, strict=True):
-                    answers[place] = hits[: queries[place].top]
+                    answers[place] = hits[: queries[place].wanted.top]
             except Exception as error:  # each client gets it, from its route
                 for place in places:
                     answers[place] = error
         return answers
 
 
-def _by_filter(queries: Iterable[Query]) -> dict[str | None, list[int]]:
-    """The places of the queries of each filter."""
-    places: dict[str | None, list[int]] = {}
+def weights_of(queries: Sequence[Query], texts: Sequence[str]) -> np.ndarray:
+    """(Q, N): what each of N distinct texts counts in each query.
+
+    >>> weights_of([Query("a"), Query("b", against=("a", "c"))], ["a", "b", "c"]).tolist()
+    [[1.0, 0.0, 0.0], [-0.25, 1.0, -0.25]]
+    """
+    place, weights = {text: number for number, text in enumerate(texts)}, np.zeros((len(queries), len(texts)))
+    for row, query in zip(weights, queries, strict=True):
+        for text, weight in zip((query.text, *query.against), mixture(1, len(query.against), False)[0], strict=True):
+            row[place[text]] += weight
+    return weights
+
+
+def _alike(queries: Iterable[Query]) -> dict[Wanted, list[int]]:
+    """The places of the queries that can be searched together; of plain ones, `top` does not matter."""
+    places: dict[Wanted, list[int]] = {}
     for place, query in enumerate(queries):
-        places.setdefault(query.where, []).append(place)
+        wanted = query.wanted
+        places.setdefault(wanted if wanted.shares_files else replace(wanted, top=1), []).append(place)
     return places
 
 

@@ -20,6 +20,7 @@ from pipeline.stores.catalogue import FOLDER
 from pipeline.stores.clip_ids import split_clip_id
 from pipeline.stores.features import FeatureStore, VideoFeatures
 from pipeline.stores.sealed import read_sealed, write_sealed
+from pipeline.stores.strings import as_arrow
 
 log = logging.getLogger(__name__)
 NAME = "lookup.arrow"
@@ -32,7 +33,7 @@ class VideoLookup:
     def __init__(self, store: FeatureStore) -> None:
         self.store = store
         self._table = _open_table(store)
-        self._ids = self._table["video_id"].combine_chunks()
+        self._ids = as_arrow(self._table["video_id"])
 
     def __len__(self) -> int:
         return len(self._ids)

@@ -72,8 +72,9 @@ def as_arrow(values: Iterable[str] | pa.Array | pa.ChunkedArray) -> pa.Array:
     if isinstance(values, Strings):
         return values.arrow
     if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-        if isinstance(values, pa.ChunkedArray):  # of no chunk, in some versions
+        if values.num_chunks == 1:
+            values = values.chunk(0)  # `combine_chunks` would copy it, out of the file that it is mapped from
+        else:
             values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
     if isinstance(values, pa.Array):
         return values if values.type == pa.large_string() else values.cast(pa.large_string())

@@ -180,3 +180,16 @@ def test_evaluating_another_head_leaves_the_live_index_alone(place, caplog):
     assert measured("zero-shot")["shortlist_recall"]["10"] == 100
     assert "lacks 1 of the 2 videos" in caplog.text
     assert place.ids() == ["b.mp4"]
+
+
+def test_a_lists_columns_become_metadata(place):
+    """Of new videos and of those that the store has under another id; columns that it has not named stay."""
+    place.clips("more", "d.mp4")
+    rows = f"{place.folder / 'base/a.mp4'},1999,\n{place.folder / 'more/d.mp4'},2024,left\n"
+    (place.folder / "list.csv").write_text(f"path,year,camera\n{rows}")
+    assert place.reindex(place.folder / "list.csv").added == 1
+    (place.folder / "list.csv").write_text(f"path,year\n{place.folder / 'more/d.mp4'},2025\n")
+    assert place.reindex(place.folder / "list.csv").added == 0
+    with Retriever.open(place.workspace) as retriever:
+        for where, file in (("year = 1999", "a.mp4"), ("year = 2025 AND camera = 'left'", "d.mp4")):
+            assert [Path(hit.path).name for hit in retriever.search(["a ring"], where=where)[0]] == [file]

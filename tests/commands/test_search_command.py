@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -87,6 +89,20 @@ def test_each_kind_of_query(indexed, tmp_path):
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "still.png")
     (picture,) = hits(indexed, "--image", tmp_path / "still.png", "--top", 3)
     assert all(0 <= hit["moment"] < 10 for hit in picture["hits"])
+
+
+def test_an_index_on_disk_leaves_stdout_to_the_answer(indexed, tmp_path):
+    """FAISS writes to the file descriptor, so a real process is asked."""
+    place = shutil.copytree(indexed / "w", tmp_path / "w")
+    cli_file = Path(__file__).resolve().parents[2] / "cli.py"
+
+    def answer(*arguments):
+        command = [sys.executable, str(cli_file), *arguments, "--json", "--workspace", str(place)]
+        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert answer("index", "--factory", "IVF2,Flat", "--search", "nprobe=2", "--on-disk")["total"] == 6
+    assert next(place.rglob("index.ivfdata")).stat().st_size > 0
+    assert len(answer("search", "a red ring")["queries"][0]["hits"]) == 6
 
 
 def test_people_read_score_path_and_moment(indexed):

@@ -10,16 +10,8 @@ import numpy as np
 
 from pipeline.errors import BadInput
 from pipeline.frame_size import FrameSize
-
-
-@dataclass(frozen=True)
-class Hit:
-    video_id: str
-    path: str
-    score: float
-    start: float | None = None
-    end: float | None = None
-    moment: float | None = None
+from pipeline.retrieve.hits import Hit, best_hits
+from pipeline.retrieve.search import Wanted
 
 
 @dataclass(frozen=True)
@@ -60,26 +52,27 @@ class Double:
         self.embedded.append(list(texts))
         return np.stack([words(text) for text in texts])
 
-    def search_vectors(self, vectors: np.ndarray, top: int, where: str | None) -> list[list[Hit]]:
+    def search_vectors(self, vectors: np.ndarray, weights: np.ndarray, wanted: Wanted) -> list[list[Hit]]:
         assert self._lock.acquire(blocking=False), "one thread searches at a time"
         try:
-            self.searched.append(len(vectors))
+            self.searched.append(len(weights))
             time.sleep(self.seconds)
+            kept = self._kept(wanted.where)
             return [
-                self._ranked({c.video_id: float(words(c.caption) @ v) for c in self._kept(where)}, top) for v in vectors
+                self._ranked({c.video_id: float(words(c.caption) @ v) for c in kept}, wanted) for v in weights @ vectors
             ]
         finally:
             self._lock.release()
 
-    def search_image(self, image: np.ndarray, top: int, where: str | None) -> list[Hit]:
+    def search_image(self, image: np.ndarray, wanted: Wanted) -> list[Hit]:
         mean = image.astype(np.float32).reshape(-1, 3).mean(0)
-        scores = {c.video_id: -float(np.abs(mean - np.array(c.colour)).sum()) for c in self._kept(where)}
-        return self._ranked(scores, top)
+        scores = {c.video_id: -float(np.abs(mean - np.array(c.colour)).sum()) for c in self._kept(wanted.where)}
+        return self._ranked(scores, wanted)
 
-    def similar(self, video_id: str, top: int, where: str | None) -> list[Hit]:
+    def similar(self, video_id: str, wanted: Wanted) -> list[Hit]:
         own = words(self.clips[video_id].caption)
-        scores = {c.video_id: float(words(c.caption) @ own) for c in self._kept(where) if c.video_id != video_id}
-        return self._ranked(scores, top)
+        scores = {c.video_id: float(words(c.caption) @ own) for c in self._kept(wanted.where) if c.video_id != video_id}
+        return self._ranked(scores, wanted)
 
     def location(self, video_id: str) -> str | None:
         return self.clips[video_id].path if video_id in self.clips else None
@@ -107,9 +100,10 @@ class Double:
             raise BadInput("the condition cannot be read", got=where)
         return [c for c in self.clips.values() if c.metadata.get(column.strip()) == value.strip().strip("'")]
 
-    def _ranked(self, scores: dict[str, float], top: int) -> list[Hit]:
-        best = sorted(scores, key=lambda key: -scores[key])[:top]
-        return [self._hit(self.clips[key], scores[key]) for key in best]
+    def _ranked(self, scores: dict[str, float], wanted: Wanted) -> list[Hit]:
+        best = sorted(scores, key=lambda key: -scores[key])
+        ranked = [self._hit(self.clips[key], scores[key]) for key in best]
+        return best_hits(ranked, wanted.top, merge=wanted.merge, per_file=wanted.per_file)
 
     def _hit(self, clip: Clip, score: float) -> Hit:
         if "#t=" in clip.video_id:

@@ -1,6 +1,7 @@
 """The API's answers, and the media routes on real files."""
 
 import io
+from dataclasses import replace
 from urllib.parse import quote
 
 import av
@@ -29,6 +30,30 @@ def picture(colour) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (640, 480), colour).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def test_unlike_merged_and_limited(client, clips, double):
+    """Two clips that touch, of a file that holds a third: `merge` joins them, `per_file` leaves one of three."""
+    touching = replace(clips[1], video_id="plays.mp4#t=3,4", caption="a red ring rests")
+    double.clips[touching.video_id] = touching
+
+    def ids(query):
+        return [hit["video_id"] for hit in get(client, f"/api/search?q=a+red+ring{query}").json()["hits"]]
+
+    assert ids("")[0] == "plays.mp4"
+    assert ids("&not=moves&not=rests")[0] == "plays.mp4#t=1,3"
+    assert len(ids("")) == 10
+    assert len(ids("&merge=true")) == 9
+    assert sum(name.startswith("plays.mp4") for name in ids("&per_file=1")) == 1
+    hit = get(client, "/api/search?q=a+red+ring+stops&merge=true&top=2").json()["hits"][0]
+    assert (hit["start"], hit["end"]) == (1.0, 4.0)
+    assert len(get(client, "/api/similar?id=remux.mkv&merge=true&per_file=1").json()["hits"]) == 6
+    sent = {"image": ("a.png", picture((255, 0, 0)), "image/png")}
+    found = client.post("/api/search/image?per_file=1&merge=true", files=sent).json()
+    assert len(found["hits"]) == 7
+    for wrong in ("&per_file=0", "&merge=perhaps", "&not=", "&not=a" * 9):
+        get(client, f"/api/search?q=a{wrong}", 422)
+    get(client, "/api/search?q=a&not=%20", 400)
 
 
 def test_search_answers_with_hits_and_links(client):

@@ -34,7 +34,7 @@ def test_no_parameter_reaches_the_file_system(client, folder):
         assert "root:" not in answer.text
         assert answer.text != "secret"
     for text in TRAVERSALS:
-        answer = client.get("/api/search", params={"q": text[:1000]})  # a sentence like any other
+        answer = client.get("/api/search", params={"q": text[:1000], "not": text[:1000]})  # sentences
         assert answer.status_code == 200
         answer = client.post("/api/search/image", files={"image": (text, b"x")})
         assert answer.status_code == 400

@@ -63,6 +63,17 @@ def test_answers_are_the_retrievers(client, workspace):
         assert [hit["moment"] for hit in answer["hits"]] == [hit.moment for hit in expected]
 
 
+def test_unlike_another_sentence(client, workspace):
+    with Retriever.open(workspace) as retriever:
+        expected = retriever.search(["a red ring"], top=5, against=["a blue star", "a green box"])[0]
+        plain = retriever.search(["a red ring"], top=5)[0]
+    given = {"q": "a red ring", "top": 5, "not": ["a blue star", "a green box"]}
+    answer = client.get("/api/search", params=given).json()
+    assert [hit["video_id"] for hit in answer["hits"]] == [hit.video_id for hit in expected]
+    assert [hit["score"] for hit in answer["hits"]] == pytest.approx([hit.score for hit in expected], abs=1e-5)
+    assert [hit.score for hit in plain] != pytest.approx([hit.score for hit in expected], abs=1e-3)
+
+
 def test_filters(client, workspace):
     columns = {column["name"]: column["type"] for column in client.get("/api/info").json()["columns"]}
     assert columns == {"year": "int64", "camera": "string"}

@@ -145,6 +145,30 @@ def test_filters_and_shareable_url(open_page):
     assert "cannot be read" in page.inner_text("#problem")
 
 
+def test_not_per_file_and_merge(open_page):
+    page = open_page()
+    search(page, "a red ring")
+    page.click("#filter-toggle")
+    assert names(page)[0] == "plays.mp4"
+    page.fill("#not", "moves")
+    page.press("#not", "Enter")
+    until(page, "document.querySelector('#subject').textContent.endsWith('not moves')")
+    assert names(page)[0] == "plays.mp4#t=1,3"
+    page.fill("#not", "")
+    page.fill("#per-file", "1")
+    page.press("#per-file", "Enter")
+    until(page, "document.querySelectorAll('.hit').length === 7")  # three of the nine are of one file
+    page.check("#merge")
+    until(page, "document.querySelector('#results').classList.contains('busy') || location.search.includes('merge')")
+    again = open_page("/?" + page.url.partition("/?")[2])
+    again.wait_for_selector(".hit")
+    assert again.is_checked("#merge")
+    assert again.input_value("#per-file") == "1"
+    again.click("#where-clear")
+    until(again, "document.querySelectorAll('.hit').length === 9")
+    assert again.url.partition("/?")[2] == "q=a+red+ring"
+
+
 def test_similar(open_page):
     page = open_page("/?q=a+red+ring+moves")
     page.wait_for_selector(".hit")

@@ -1,12 +1,14 @@
 """Batching, kept vectors, refusal when too much waits; each against what one plain search gives."""
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from serve.double import Double
 
 from pipeline.errors import BadInput
+from pipeline.retrieve.search import Wanted
 from pipeline.serve.queries import Overloaded, Queries, Query, VectorCache
 
 
@@ -26,15 +28,24 @@ def run(double, work, **changes):
 
 
 def test_batched_answers_are_those_of_single_searches(double):
-    asked = [Query(f"a {word} thing moves", top, where) for word in ("red", "blue", "grey", "red") for top in (1, 3)
-             for where in (None, "camera = 'left'")]  # fmt: skip
+    asked = [Query(f"a {word} thing moves", Wanted(top, where=where, merge=merge, per_file=per_file), against)
+             for word in ("red", "blue", "red") for top in (1, 3) for where in (None, "camera = 'left'")
+             for merge, per_file in ((False, None), (True, 1)) for against in ((), ("red ring", "star"))]  # fmt: skip
     plain = Double(list(double.clips.values()))
-    expected = [plain.search_vectors(plain.embed([q.text]), q.top, q.where)[0] for q in asked]
+
+    def alone(query):
+        weights = np.array([[1, *[-0.5 / len(query.against) for _ in query.against]]])
+        return plain.search_vectors(plain.embed([query.text, *query.against]), weights, query.wanted)[0]
+
+    expected = [alone(query) for query in asked]
+    assert len({tuple(hit.video_id for hit in hits) for hits in expected}) > 8
 
     async def work(queries):
         return await asyncio.gather(*(queries.sentence(query) for query in asked))
 
-    assert run(double, work) == expected
+    for found, hits in zip(run(double, work, max_batch=64), expected, strict=True):
+        assert [replace(hit, score=0) for hit in found] == [replace(hit, score=0) for hit in hits]
+        assert [hit.score for hit in found] == pytest.approx([hit.score for hit in hits], abs=1e-6)
     assert max(double.searched) > 1
     assert sum(double.searched) == len(asked)
 
@@ -42,12 +53,12 @@ def test_batched_answers_are_those_of_single_searches(double):
 def test_each_sentence_is_embedded_once(double):
     async def work(queries):
         for _ in range(3):
-            await asyncio.gather(*(queries.sentence(Query(text, 2)) for text in ("a", "b", "a")))
+            await asyncio.gather(*(queries.sentence(Query(text, Wanted(2))) for text in ("a", "b", "a")))
         return queries.vectors
 
     vectors = run(double, work)
     assert [text for batch in double.embedded for text in batch] == ["a", "b"]
-    assert (vectors.hits, vectors.misses) == (7, 2)
+    assert (vectors.hits, vectors.misses) == (4, 2)  # twice in a batch counts once
 
 
 def test_the_sentences_used_longest_ago_are_forgotten():
@@ -67,7 +78,7 @@ def test_the_sentences_used_longest_ago_are_forgotten():
 
 def test_a_bad_filter_fails_only_its_own_queries(double):
     async def work(queries):
-        good, bad = Query("a red ring", 1), Query("a red ring", 1, "nonsense")
+        good, bad = Query("a red ring", Wanted(1)), Query("a red ring", Wanted(1, where="nonsense"))
         return await asyncio.gather(*(queries.sentence(q) for q in (good, bad, good)), return_exceptions=True)
 
     first, error, last = run(double, work)
@@ -80,7 +91,7 @@ def test_too_many_waiting_queries_are_refused(double):
     double.seconds = 0.05
 
     async def work(queries):
-        asked = [queries.sentence(Query(str(i), 1)) for i in range(40)]
+        asked = [queries.sentence(Query(str(i), Wanted(1))) for i in range(40)]
         return await asyncio.gather(*asked, return_exceptions=True)
 
     answers = run(double, work, max_waiting=10, max_batch=4)
@@ -91,8 +102,8 @@ def test_too_many_waiting_queries_are_refused(double):
 
 def test_clients_that_leave_do_not_stop_the_others(double):
     async def work(queries):
-        leaves = asyncio.create_task(queries.sentence(Query("a", 1)))
-        stays = asyncio.create_task(queries.sentence(Query("b", 1)))
+        leaves = asyncio.create_task(queries.sentence(Query("a", Wanted(1))))
+        stays = asyncio.create_task(queries.sentence(Query("b", Wanted(1))))
         await asyncio.sleep(0)
         leaves.cancel()
         assert len(await stays) == 1

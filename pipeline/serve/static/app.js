@@ -6,7 +6,7 @@ const HOVER_MS = 180;
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const canHover = matchMedia("(hover: hover)");
 
-const state = { q: "", like: "", where: "", top: STEP, picture: null, hits: [], open: -1, asked: 0 };
+const state = { q: "", not: "", like: "", where: "", merge: false, perFile: 0, top: STEP, picture: null, hits: [], open: -1, asked: 0 };
 const clips = new Map(); // id -> promise of its details
 
 function make(name, attributes = {}, ...children) {
@@ -60,17 +60,26 @@ function details(hit) {
 
 function search(changes, { push = true } = {}) {
   Object.assign(state, { top: STEP }, changes);
-  if (push) history.pushState(null, "", link());
+  if (push && link() !== location.pathname + location.search) history.pushState(null, "", link());
   run();
 }
 
 function link(extra = {}) {
   const parts = new URLSearchParams();
-  for (const name of ["q", "like", "where"]) if (state[name]) parts.set(name, state[name]);
+  for (const name of ["q", "like"]) if (state[name]) parts.set(name, state[name]);
+  narrow(parts);
   if (state.top > STEP) parts.set("top", state.top);
   for (const [name, value] of Object.entries(extra)) parts.set(name, value);
   const text = parts.toString();
   return text ? `/?${text}` : "/";
+}
+
+// What narrows a search, in the page's address and in the API's: the same names.
+function narrow(parts) {
+  if (state.q && state.not) parts.set("not", state.not);
+  if (state.where) parts.set("where", state.where);
+  if (state.merge) parts.set("merge", "true");
+  if (state.perFile) parts.set("per_file", state.perFile);
 }
 
 function fromLocation() {
@@ -79,11 +88,19 @@ function fromLocation() {
   Object.assign(state, {
     q: given.get("q") ?? "",
     like: given.get("like") ?? "",
+    not: given.get("not") ?? "",
     where: given.get("where") ?? "",
+    merge: given.get("merge") === "true",
+    perFile: perFile(given.get("per_file")),
     top: Math.min(LIMIT, Math.max(1, Number.isFinite(top) ? top : STEP)),
     picture: null,
   });
   return given.get("play");
+}
+
+function perFile(text) {
+  const number = Number.parseInt(text, 10);
+  return number >= 1 ? Math.min(LIMIT, number) : 0;
 }
 
 async function run() {
@@ -91,8 +108,12 @@ async function run() {
   closePlayer();
   $("q").value = state.q;
   $("where").value = state.where;
-  $("filter-toggle").classList.toggle("on", Boolean(state.where));
-  if (state.where) openFilters(true);
+  $("not").value = state.not;
+  $("merge").checked = state.merge;
+  $("per-file").value = state.perFile || "";
+  const narrowed = Boolean(state.where || state.not || state.merge || state.perFile);
+  $("filter-toggle").classList.toggle("on", narrowed);
+  if (narrowed) openFilters(true);
   $("problem").hidden = true;
   const searching = Boolean(state.q || state.like || state.picture);
   $("welcome").hidden = searching;
@@ -106,7 +127,7 @@ async function run() {
   $("status").textContent = "Searching…";
   $("results").classList.add("busy");
   const parts = new URLSearchParams({ top: state.top });
-  if (state.where) parts.set("where", state.where);
+  narrow(parts);
   try {
     let answer;
     if (state.picture) {
@@ -146,7 +167,7 @@ function describe() {
     const at = /#t=([\d.]+),/.exec(state.like)?.[1] ?? 0;
     subject.append(make("img", { src: `/thumbnail/${key}?t=${at}`, alt: "" }), make("span", {}, `Like ${state.like}`));
   } else {
-    subject.append(make("span", {}, state.q));
+    subject.append(make("span", {}, state.not ? `${state.q} – not ${state.not}` : state.q));
   }
   document.title = `${subject.textContent} · Video search`;
 }
@@ -335,12 +356,18 @@ $("filter-toggle").addEventListener("click", () => {
   openFilters($("filters").hidden);
   if (!$("filters").hidden) $("where").focus();
 });
-const applyFilter = () => search({ where: $("where").value.trim() });
-$("where-apply").addEventListener("click", applyFilter);
-$("where").addEventListener("keydown", (event) => {
-  if (event.key === "Enter") applyFilter();
+const filters = () => ({
+  where: $("where").value.trim(), not: $("not").value.trim(), merge: $("merge").checked, perFile: perFile($("per-file").value),
 });
-$("where-clear").addEventListener("click", () => search({ where: "" }));
+const applyFilter = () => search(filters());
+$("where-apply").addEventListener("click", applyFilter);
+for (const name of ["where", "not", "per-file"]) {
+  $(name).addEventListener("keydown", (event) => {
+    if (event.key === "Enter") applyFilter();
+  });
+}
+for (const name of ["merge", "per-file"]) $(name).addEventListener("change", applyFilter);
+$("where-clear").addEventListener("click", () => search({ where: "", not: "", merge: false, perFile: 0 }));
 
 function offer(columns) {
   $("where-help").textContent = columns.length
@@ -453,7 +480,7 @@ $("search").addEventListener("submit", (event) => {
   const q = $("q").value.trim();
   if (!q) return;
   $("q").blur();
-  search({ q, like: "", picture: null });
+  search({ q, like: "", picture: null, ...filters() });
 });
 $("more").addEventListener("click", () => {
   state.top = Math.min(LIMIT, state.top + STEP);
