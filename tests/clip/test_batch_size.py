@@ -6,7 +6,7 @@ import torch
 
 from pipeline.clip.batch_size import Halving, fastest_batch
 from pipeline.clip.encoder import load_encoder
-from pipeline.errors import UserError
+from pipeline.errors import BadInput, UserError
 
 
 class Device:
@@ -79,3 +79,10 @@ def test_a_compiled_tower_gives_the_same_embeddings():
     expected = encoder.embed_frames(frames)
     encoder.compile()
     torch.testing.assert_close(encoder.embed_frames(frames), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_without_a_compiler_the_refusal_says_so(monkeypatch, tmp_path):
+    encoder = load_encoder("shapes-clip", device="cpu", precision="float32")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BadInput, match=r"--compile needs a C\+\+ compiler.*none on the PATH.*leave --compile out"):
+        encoder.compile()
