@@ -7,8 +7,8 @@
 
 `variants`: frames a second of the bare image tower, in float32, untrained; the variants take turns in one run, and each
 is given as a ratio to plain eager computing: attention written out instead of fused (SDPA), channels last,
-torch.compile (its compilation by the wall clock beside it). One thread, and its own processor time: what else runs on the
-machine does not count. `efficiency`: a whole extraction over decoding alone and the bare model alone on the same
+torch.compile (its compilation by the wall clock beside it). One thread, and its own processor time: what else runs on
+the machine does not count. `efficiency`: a whole extraction over decoding alone and the bare model alone on the same
 frames, by turns, on all cores: by the wall clock, and by the processor time of all processes; medians. `pixels`: our
 frames against open_clip's own transform on decoded pictures. `padding`: the cosine between a text's embedding with its
 padding and without, by family.

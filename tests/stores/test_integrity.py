@@ -213,9 +213,7 @@ def test_a_shard_is_verified_before_its_library_sees_it(tmp_path, monkeypatch):
         about = {name: v for name, v in json.loads(marker.read_text()).items() if name not in ("checksum", "sealed")}
         for name, value in (("columns", {"x": {"kind": "array", "dtype": "O", "shape": []}}), ("columns", {"x": 3}),
                             ("rows", None), ("skipped", [None])):  # fmt: skip
-            marker.write_text(
-                json.dumps(about | {name: value})
-            )
+            marker.write_text(json.dumps(about | {name: value}))
             assert "damaged" in refusal(read_marker, path)
         marker.unlink()
 
