@@ -17,6 +17,7 @@ from pipeline.commands.verification import verify_workspace
 from pipeline.errors import BadInput, CorruptShard, MissingData, UserError, disk_full
 from pipeline.stores import integrity
 from pipeline.stores.atomic import write_json, write_together
+from pipeline.stores.catalogue import shards_in
 from pipeline.stores.checkpoints import load_head, save_head
 from pipeline.stores.generations import GenerationStore
 from pipeline.stores.integrity import (
@@ -350,3 +351,8 @@ def test_a_full_disk_is_recognised_behind_other_errors():
     assert disk_full(OSError(errno.EACCES, "Permission denied")) is None
     assert disk_full(BadInput("No space left in this sentence")) is None
     assert disk_full(None) is None
+
+
+def test_a_circle_of_links_for_a_marker_is_one_line(tmp_path):
+    (tmp_path / "videos-00000.json").symlink_to("videos-00000.json")
+    assert "videos-00000.json cannot be read" in refusal(shards_in, tmp_path, "videos", ".h5")
