@@ -7,10 +7,11 @@
 
 `variants`: frames a second of the bare image tower, in float32, untrained; the variants take turns in one run, and each
 is given as a ratio to plain eager computing: attention written out instead of fused (SDPA), channels last,
-torch.compile (its compilation in seconds beside it). One thread, and its own processor time: what else runs on the
-machine does not count. `efficiency`: the processor time of a whole extraction, all processes, over that of decoding
-alone and the bare model alone on the same frames. `pixels`: our frames against open_clip's own transform on decoded
-pictures. `padding`: the cosine between a text's embedding with its padding and without, by family.
+torch.compile (its compilation by the wall clock beside it). One thread, and its own processor time: what else runs on
+the machine does not count. `efficiency`: a whole extraction over decoding alone and the bare model alone on the same
+frames, by turns, on all cores: by the wall clock, and by the processor time of all processes; medians. `pixels`: our
+frames against open_clip's own transform on decoded pictures. `padding`: the cosine between a text's embedding with its
+padding and without, by family.
 """
 
 import argparse
@@ -39,11 +40,12 @@ from pipeline.video.decode_pyav import FrameRequest, decode_clip
 from pipeline.video.frames import fit
 from pipeline.video.job import Job
 from pipeline.video.limits import DecodeFailure
-from pipeline.video.pool import Decoded, DecodePool
+from pipeline.video.pool import Decoded, DecodePool, available_cores
 
 torchvision_guard.ensure()
 import open_clip  # noqa: E402
 
+SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov")
 FAMILIES = ("ViT-B-32", "PE-Core-T-16-384", "PE-Core-L-14-336", "ViT-B-16-SigLIP2", "MobileCLIP2-B", "MobileCLIP2-S0")
 
 
@@ -67,14 +69,15 @@ def variants(name: str, batch: int, rounds: int, compiled: bool) -> None:
             for way, (run, context, layout) in ways.items():
                 encoder.model.visual.to(memory_format=layout)
                 given = pixels.contiguous(memory_format=layout)
-                started = time.process_time()
+                started, at = time.process_time(), time.perf_counter()
                 with context():
                     run(given)
                 spent = time.process_time() - started
                 if turn:
                     seconds[way].append(spent)
                 elif way == "torch.compile":
-                    print(f"{name}: compiled in {spent:.0f} s")
+                    compiling = time.perf_counter() - at  # the compiler runs in processes of its own
+                    print(f"{name}: compiled in {compiling:.0f} s", flush=True)
     for way, turns in seconds.items():
         ratios = [eager / own for eager, own in zip(seconds["eager"], turns, strict=True)]
         print(f"{name:18} {way:22} {batch / statistics.median(turns):7.2f} frames/s, {statistics.median(ratios):.2f} x")
@@ -140,19 +143,20 @@ def _cut(text: Any, tokens: torch.Tensor) -> torch.Tensor:
     return encode_cut(text, tokens) if cuttable_tower(text) is not None else text(tokens)
 
 
-def efficiency(name: str, folder: Path, clips: int, num_frames: int) -> None:
-    """Print the processor time of decoding, of the bare model, and of a whole extraction of the same clips."""
-    torch.set_num_threads(1)
+def efficiency(name: str, folder: Path, clips: int, num_frames: int, rounds: int, batch: int) -> None:
+    """Print what decoding alone, the bare model alone and a whole extraction of the same clips take, by turns."""
+    torch.set_num_threads(available_cores())
     encoder = load_encoder(name, device="cpu", precision="float32", random_seed=0)
-    paths = sorted(folder.rglob("*.mp4"))[:clips]
+    paths = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES)[:clips]
     entries = tuple(VideoEntry(path.name, str(path.relative_to(folder)), "test", ()) for path in paths)
-    settings = ExtractSettings(model=name, num_frames=num_frames, workers=1, batch_size=8)
+    settings = ExtractSettings(model=name, num_frames=num_frames, batch_size=batch)
     manifest = Manifest("clips", str(folder), entries)
     jobs = [Job(row, manifest.resolve(entry)) for row, entry in enumerate(entries)]
     frames: list[np.ndarray] = []
 
     def decode() -> None:
-        with DecodePool(jobs, settings.decoding(encoder.frame_size), 1) as pool:
+        frames.clear()
+        with DecodePool(jobs, settings.decoding(encoder.frame_size), settings.worker_count) as pool:
             frames.extend(frame for _, result in pool if isinstance(result, Decoded) for frame in result.frames)
 
     def encode() -> None:
@@ -164,24 +168,28 @@ def efficiency(name: str, folder: Path, clips: int, num_frames: int) -> None:
             extract(manifest, Path(temporary) / "store", settings, encoder=encoder)
 
     encoder.embed_frames(np.zeros((settings.batch_size, *encoder.image_size, 3), np.uint8))  # warms up
-    decoding, encoding, both = (_processor_seconds(part) for part in (decode, encode, whole))
-    print(
-        f"{name:18} {len(frames)} frames of {len(entries)} clips: decode {decoding:.1f} s, model {encoding:.1f} s, "
-        f"whole extraction {both:.1f} s = {both / (decoding + encoding):.2f} x their sum, "
-        f"{both / encoding:.2f} x the bare model"
-    )
+    turns = [[_seconds(part) for part in (decode, encode, whole)] for _ in range(rounds)]
+    print(f"{name}: {len(frames)} frames of {len(entries)} clips, {rounds} turns")
+    for clock, what in enumerate(("wall clock", "processor")):
+        rows = np.array([[part[clock] for part in turn] for turn in turns])
+        decoding, encoding, both = np.median(rows, axis=0)
+        sums, models = (np.median(rows[:, 2] / of) for of in (rows[:, 0] + rows[:, 1], rows[:, 1]))
+        print(
+            f"  {what:10} decode {decoding:6.1f} s, model {encoding:6.1f} s, whole extraction {both:6.1f} s = "
+            f"{sums:.2f} x their sum, {models:.2f} x the bare model"
+        )
 
 
-def _processor_seconds(work: Callable[[], None]) -> float:
-    """User and system time of this process and of the children that it waited for."""
+def _seconds(work: Callable[[], None]) -> tuple[float, float]:
+    """Wall clock; user and system time of this process and of the children that it waited for."""
 
     def used() -> float:
         own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
-    before = used()
+    started, before = time.perf_counter(), used()
     work()
-    return used() - before
+    return time.perf_counter() - started, used() - before
 
 
 def main() -> None:
@@ -191,8 +199,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--videos", type=Path, help="a folder of .mp4 files")
-    parser.add_argument("--clips", type=int, default=16, help="of `efficiency`")
+    parser.add_argument("--videos", type=Path, help="a folder of videos")
+    parser.add_argument("--clips", type=int, default=64, help="of `efficiency`, at most")
+    parser.add_argument("--turns", type=int, default=3, help="of `efficiency`")
     parser.add_argument("--frames", type=int, default=50)
     given = parser.parse_args()
     if given.what == "variants":
@@ -206,7 +215,7 @@ def main() -> None:
         if given.videos is None:
             parser.error("efficiency needs --videos FOLDER")
         for name in given.models.split(","):
-            efficiency(name, given.videos, given.clips, 8)
+            efficiency(name, given.videos, given.clips, 8, given.turns, given.batch)
     else:
         padding(given.models.split(","))
 

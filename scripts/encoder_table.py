@@ -5,11 +5,12 @@
 
 Sizes come from the models themselves, built without weights on torch's meta device; GFLOP from torch's own counter on
 one frame through the image tower (a multiply and an add are two). A cached clip is CLIP_FRAMES frames in float16, one
-depth, whatever K. Licences are those of the published weights, from their model cards.
+depth, whatever K. Licences are what timm's metadata state of each published tag's image tower.
 """
 
 import argparse
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from pipeline.clip.preprocessing import agreed_or_default
 
 torchvision_guard.ensure()
 import open_clip  # noqa: E402
+from timm.models import get_pretrained_cfg, list_pretrained  # noqa: E402
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "encoders.md"
 BEGIN, END = "<!-- table: scripts/encoder_table.py -->", "<!-- end of table -->"
@@ -34,8 +36,7 @@ MODELS = (
     *("ViT-SO400M-14-SigLIP2", "ViT-SO400M-16-SigLIP2-384", "ViT-gopt-16-SigLIP2-384"),
     *("MobileCLIP2-B", "MobileCLIP2-L-14", "MobileCLIP2-S0", "MobileCLIP2-S2", "MobileCLIP2-S3", "MobileCLIP2-S4"),
 )
-LICENCES = {"PE-Core": "Apache-2.0", "SigLIP": "Apache-2.0", "MobileCLIP": "Apple, research only (apple-amlr)"}
-CLIPS_OWN = "MIT (OpenAI, LAION); others by tag"
+TIMM_TAGS = {"meta": "fb", "dfndr2b": "apple_mclip2_dfndr2b"}  # what timm calls the weights of an open_clip tag
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,19 @@ HEAD = (
 
 
 def licence(model: str) -> str:
-    return next((name for family, name in LICENCES.items() if family in model), CLIPS_OWN)
+    """What timm's metadata state of the image towers of a model's tags, with the number of tags where they differ."""
+    tower = open_clip.get_model_config(model)["vision_cfg"].get("timm_model_name")
+    found: Counter[str] = Counter()
+    timm_weights = set(list_pretrained())
+    for tag in open_clip.list_pretrained_tags_by_model(model):
+        hub = open_clip.get_pretrained_cfg(model, tag).get("hf_hub", "")
+        own = f"v2_{tag}" if "SigLIP2" in model else TIMM_TAGS.get(tag, tag)
+        name = f"{tower}.{own}" if tower else hub.strip("/").rpartition("/")[2]
+        known = get_pretrained_cfg(name) if name in timm_weights else None
+        found[(known.license if known else None) or "not stated"] += 1
+    if len(found) == 1:
+        return next(iter(found))
+    return ", ".join(f"{name} ({count})" for name, count in found.most_common())
 
 
 def describe(name: str) -> Row:

@@ -3,7 +3,8 @@
     python tests/damage.py FOLDER COUNT SEED    builds three workspaces in FOLDER; prints a JSON object a mutation
 
 Each mutation is made in a copy of a workspace, and a command is run on the copy in a child process with a time limit.
-Outcomes: "same" result, "refused" (one line, exit code 2), "other" result, "traceback", "hang", "crash".
+Outcomes: "same" result, "refused" (one line, exit code 2), "warned" (another result, with a warning that names the
+file's folder), "other" result, "traceback", "hang", "crash".
 """
 
 import copy
@@ -15,12 +16,13 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 LIMIT = 150  # seconds a command; on an idle core it takes less than two
 QUERY = "a red ring moves left"
+WHERE = "shelf >= 2 AND place = 'north'"
 UNTIMED = {"queries_per_second", "latency_ms_one_by_one"}
 
 
@@ -48,8 +50,8 @@ def splice(data: bytes, rng: random.Random) -> bytes:
     return data[:start] + rng.randbytes(length) + data[start + length :]
 
 
-def edit_json(data: bytes, rng: random.Random, *, sealed_again: bool = False) -> bytes:
-    """One value of a JSON file becomes another, or is gone. `sealed_again`: as in a file from before checksums."""
+def edit_json(data: bytes, rng: random.Random, without: Collection[str] = ()) -> bytes:
+    """One value of a JSON file becomes another, or is gone; then the keys `without` are taken out."""
     value = json.loads(data)
     places = list(_places(value))
     if not places:
@@ -74,8 +76,8 @@ def edit_json(data: bytes, rng: random.Random, *, sealed_again: bool = False) ->
         del holder[key]
     else:
         holder[key] = rng.choice([*others, json.loads("[" * 300 + "]" * 300), _near(holder[key])])
-    if sealed_again:
-        value.pop("checksum", None)
+    for name in without:
+        value.pop(name, None)
     return json.dumps(value).encode()
 
 
@@ -88,7 +90,7 @@ def _near(value: Any) -> Any:
 def _places(value: Any):
     if isinstance(value, (dict, list)):
         for key in list(value) if isinstance(value, dict) else range(len(value)):
-            if key != "checksum":
+            if key not in ("checksum", "sealed"):
                 yield value, key
                 yield from _places(value[key])
 
@@ -117,6 +119,11 @@ CONTENTS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "zeroed sector": zero_sector,
     "random bytes": splice,
 }
+EDITS: dict[str, tuple[str, ...]] = {  # what is taken out of an edited JSON file
+    "edited JSON": (),
+    "edited JSON without checksum": ("checksum",),
+    "edited JSON as of an old version": ("checksum", "sealed"),
+}
 IN_PLACE = ("folder", "circle of links", "pipe", "huge", "binary", "empty")
 
 
@@ -135,6 +142,7 @@ def build(folder: Path) -> dict[str, Path]:
     from pipeline.resolve import resolve_store
     from pipeline.stores.checkpoints import save_head
     from pipeline.stores.features import FeatureStore
+    from pipeline.stores.metadata import write_metadata
     from pipeline.workspace import Workspace
 
     first = folder / "flat"
@@ -148,6 +156,9 @@ def build(folder: Path) -> dict[str, Path]:
     captions = dict(zip(store.texts().caption_ids, store.texts().splits, strict=True))
     withdrawn = next(name for name, split in captions.items() if split == "train")
     store.amend(splits, {name: split for name, split in captions.items() if name != withdrawn})
+    shelves = {name: {"shelf": row % 4, "place": ("north", "south")[row % 2]} for row, name in enumerate(splits)}
+    write_metadata(store.path, dict(list(shelves.items())[:3]))
+    write_metadata(store.path, shelves)
     torch.manual_seed(3)
     config = HeadConfig(head="xpool", dim=store.dim)
     record = {
@@ -186,6 +197,8 @@ def build(folder: Path) -> dict[str, Path]:
 
 def command(arguments: list[str], root: Path) -> dict[str, Any]:
     """Run a command in this process: exit code, what it printed, and whether that is a traceback."""
+    if arguments[0] == "serve":
+        return serve(root)
     from typer.testing import CliRunner
 
     import cli
@@ -195,13 +208,42 @@ def command(arguments: list[str], root: Path) -> dict[str, Any]:
     return {"code": result.exit_code, "stdout": result.stdout, "stderr": result.stderr}
 
 
+def serve(root: Path) -> dict[str, Any]:
+    """What the server answers to a search with a filter and to a question for a clip; its refusals as a command's."""
+    from fastapi.testclient import TestClient
+
+    from pipeline.errors import UserError
+    from pipeline.serve.app import create_app
+    from pipeline.serve.live import LiveBackend
+    from pipeline.serve.settings import ServeSettings
+
+    answers: list[Any] = []
+    search = {"q": QUERY, "where": WHERE}
+    try:
+        app = create_app(LiveBackend.open(root), ServeSettings(cache_dir=root.parent / "films"))
+        with TestClient(app, base_url="http://127.0.0.1:8000") as client:  # raises what the server would log
+            answers.append(client.get("/api/search", params=search).raise_for_status().json())
+            for url in (answers[0]["hits"][0]["clip"], "/api/info"):
+                answers.append(client.get(url).raise_for_status().json())
+    except UserError as error:
+        return {"code": 2, "stdout": "", "stderr": json.dumps({"error": str(error), "exit_code": 2})}
+    return {"code": 0, "stdout": json.dumps(answers), "stderr": ""}
+
+
 def commands_for(path: Path, root: Path) -> list[list[str]]:
     """Those that read this file."""
     room = path.relative_to(root).parts[0]
     evaluate, search = ["evaluate", "--run", "x", "--index"], ["search", QUERY, "--top", "5"]
+    where, server = [*search, "--where", WHERE], ["serve"]
+    if path.name.startswith("metadata."):
+        return [where, server]
     if room == "reports":
         return [["compare", str(path.parent), str(path.parent)]]
-    return {"indexes": [search, evaluate], "last.json": [search], "datasets": [evaluate]}.get(room, [evaluate, search])
+    if room == "features":
+        return [evaluate, search, where, server, ["failures"]]
+    return {"indexes": [search, evaluate, server], "last.json": [search, server], "datasets": [evaluate]}.get(
+        room, [evaluate, search]
+    )
 
 
 # -- one mutation ------------------------------------------------------------------------------------------------------
@@ -223,7 +265,9 @@ def in_child(work: Callable[[], dict[str, Any]], answer: Path) -> dict[str, Any]
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            return json.loads(answer.read_text()) if status == 0 and answer.exists() else "crash"
+            if status or not answer.exists():
+                return "crash"
+            return json.loads(answer.read_text()) | {"log": answer.with_suffix(".log").read_text(errors="replace")}
         time.sleep(0.01)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -239,13 +283,15 @@ def comparable(stdout: str, root: Path) -> Any:
     return untimed(json.loads(stdout.replace(str(root), "ROOT")))
 
 
-def judge(found: dict[str, Any] | str, expected: Any, root: Path) -> str:
+def judge(found: dict[str, Any] | str, expected: Any, root: Path, damaged: Path) -> str:
     if isinstance(found, str):
         return found
     if "Traceback" in found["stderr"] or found["code"] not in (0, 2):
         return "traceback"
     if found["code"] == 0:
-        return "same" if comparable(found["stdout"], root) == expected else "other"
+        if comparable(found["stdout"], root) == expected:
+            return "same"
+        return "warned" if f"{damaged} has no checksum" in found["log"] + found["stderr"] else "other"
     errors = [line for line in found["stderr"].splitlines() if line.startswith('{"error"')]
     one = len(errors) == 1 and json.loads(errors[0])["exit_code"] == 2 and not found["stdout"]
     return "refused" if one else "not one line"
@@ -281,14 +327,14 @@ def run(folder: Path, count: int, seed: int) -> None:
             shutil.copytree(workspaces[name], scratch)
         how = mutate(target, rng)
         found = in_child(lambda arguments=arguments: command(arguments, scratch), folder / "answer.json")  # type: ignore[misc]
-        outcome = judge(found, copy.deepcopy(expected[key]), scratch)
+        outcome = judge(found, copy.deepcopy(expected[key]), scratch, target)
         row: dict[str, Any] = {
             "file": f"{name}/{path.relative_to(workspaces[name])}",
             "how": how,
             "command": arguments[0],
             "outcome": outcome,
         }
-        if outcome not in ("same", "refused"):
+        if outcome not in ("same", "refused", "warned"):
             row["found"] = found if isinstance(found, str) else {**found, "stdout": found["stdout"][:2000]}
         print(json.dumps(row), flush=True)
         (folder / "answer.json").unlink(missing_ok=True)
@@ -303,9 +349,9 @@ def mutate(path: Path, rng: random.Random) -> str:
     if draw < 0.1:
         how = rng.choice(IN_PLACE)
         not_a_file(path, how)
-    elif is_json and draw < 0.5:
-        how = rng.choice(("edited JSON", "edited JSON without checksum"))
-        path.write_bytes(edit_json(data, rng, sealed_again=how.endswith("checksum")))
+    elif is_json and draw < 0.55:
+        how = rng.choice(list(EDITS))
+        path.write_bytes(edit_json(data, rng, EDITS[how]))
     else:
         how = rng.choice(list(CONTENTS))
         path.write_bytes(CONTENTS[how](data, rng))

@@ -81,9 +81,16 @@ class Encoder:
             return self._encode_image(pixels).float().cpu()
 
     def compile(self) -> None:
-        """Compile the image tower (`torch.compile`): the first batch of a shape takes minutes, later ones less time."""
+        """Compile the image tower (`torch.compile`): the first batch takes minutes, and so does the first of another
+        size; later ones take less time.
+
+        Raises:
+            BadInput: there is no C++ compiler, which torch needs on a CPU.
+        """
         import torch
 
+        if self.device.type == "cpu":
+            _require_cpp_compiler()
         self._encode_image = torch.compile(self.model.encode_image)
 
     def fastest_batch(self) -> int:
@@ -124,6 +131,22 @@ class Encoder:
         from pipeline.clip.text import embed_sentences
 
         return embed_sentences(self, sentences, batch_size, long_captions)
+
+
+def _require_cpp_compiler() -> None:
+    """Raises BadInput unless one of the compilers that torch would call is there."""
+    import shutil
+
+    from torch._inductor import config
+
+    names = [name for name in config.cpp.cxx if name]
+    if not any(map(shutil.which, names)):
+        raise BadInput(
+            "--compile needs a C++ compiler on a CPU",
+            expected=" or ".join(names),
+            got="none on the PATH",
+            fix="install one (Debian: g++), name it in $CXX, or leave --compile out",
+        )
 
 
 def is_convolutional(model: Any) -> bool:

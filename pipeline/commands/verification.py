@@ -89,7 +89,7 @@ def _report(path: Path) -> str:
     from pipeline.stores.integrity import read_json
     from pipeline.stores.shards import verify_shard
 
-    read_json(path)
+    read_json(path, unsealed="run `python cli.py evaluate` again")
     shards = sorted(path.parent.glob("*2*.parquet"))
     for shard in shards:
         verify_shard(shard)

@@ -27,7 +27,7 @@ from pipeline.evaluate.score_normalisation import dual_softmax, query_bank
 from pipeline.retrieve.scorer import DEFAULT_MEMORY, MB, RetrievalHead, Scorer, bytes_beside, head_fingerprint
 from pipeline.stores.atomic import read_json, write_json, write_together
 from pipeline.stores.features import TextFeatures, VideoFeatures
-from pipeline.stores.shards import read_shard, write_shard
+from pipeline.stores.shards import marker_path, read_shard, write_shard
 
 log = logging.getLogger(__name__)
 CAPTION_RULE = "t2v: every caption is a query; v2t: the best of a video's own captions, against all captions"
@@ -236,6 +236,7 @@ def compare(a: Path, b: Path, *, ties: Ties = "average", resamples: int = 2000, 
     Raises:
         BadInput: other queries, or a tie rule without a single rank a query.
         MissingData: no evaluation in a folder.
+        CorruptShard: a damaged one, or one without checksums.
     """
     ties = tie_rule(ties)
     if ties == "clip4clip":
@@ -250,9 +251,14 @@ def compare(a: Path, b: Path, *, ties: Ties = "average", resamples: int = 2000, 
         counts_b = counts_b.take(np.array([place[name] for name in ids_a]))
         ranks_a, ranks_b = query_ranks(counts_a, ties), query_ranks(counts_b, ties)
         out[direction] = paired_difference(ranks_a, ranks_b, np.array(videos), resamples=resamples, seed=seed)
-    cards = [read_json(folder / "metrics.json", {"protocol": dict})["protocol"] for folder in (a, b)]
+    cards = [_read_sealed(folder / "metrics.json", {"protocol": dict})["protocol"] for folder in (a, b)]
     out["protocol"] = {"a": cards[0], "b": cards[1], "tie_rule": ties, "resamples": resamples, "seed": seed}
     return out
+
+
+def _read_sealed(path: Path, needs: Mapping[str, Any] | None = None) -> Any:
+    """JSON of an evaluation. It is made again in minutes, so what carries no checksum is not believed."""
+    return read_json(path, needs or {}, unsealed="run `python cli.py evaluate` again")
 
 
 def _columns(counts: Counts) -> dict[str, Any]:
@@ -263,5 +269,6 @@ def _read_counts(folder: Path, direction: str, key: str) -> tuple[list[str], lis
     path = folder / f"{direction}.parquet"
     if not path.exists():
         raise MissingData(f"no evaluation in {folder}", expected=path.name, fix="run `python cli.py evaluate`")
+    _read_sealed(marker_path(path))
     shard: dict[str, Any] = read_shard(path)
     return shard[key], shard["video_id"], Counts(shard["better"], shard["tied"], shard["tied_before"])

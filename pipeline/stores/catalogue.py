@@ -282,7 +282,7 @@ class Covered(Mapping[str, str]):
 
 def shards_in(store: Path, kind: str, suffix: str) -> list[tuple[str, tuple[int, int], int | None]]:
     """(name, (bytes, mtime in ns) of the marker, bytes of the file or None) of each finished shard in write order."""
-    files = {entry.name: entry.stat() for entry in os.scandir(store) if entry.name.startswith(f"{kind}-")}
+    files = {entry.name: _stat(entry) for entry in os.scandir(store) if entry.name.startswith(f"{kind}-")}
     names = [name.removesuffix(".json") for name in files if name.endswith(".json")]
     names.sort(key=lambda name: (int(name.split("-")[1]), name))  # a number may stand in several names
     found = []
@@ -290,6 +290,15 @@ def shards_in(store: Path, kind: str, suffix: str) -> list[tuple[str, tuple[int,
         marker, data = files[f"{name}.json"], files.get(name + suffix)
         found.append((name + suffix, (marker.st_size, marker.st_mtime_ns), data.st_size if data else None))
     return found
+
+
+def _stat(entry: os.DirEntry[str]) -> os.stat_result:
+    try:
+        return entry.stat()
+    except OSError as error:  # a circle of links, or a link to nothing
+        raise CorruptShard(
+            f"{entry.path} cannot be read ({error.strerror})", fix="delete it and run extract again"
+        ) from None
 
 
 def _require_failures(path: Path, marker: Mapping[str, Any]) -> None:

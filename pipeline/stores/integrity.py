@@ -1,7 +1,8 @@
 """Files are believed after they were checked: bounded, typed reading, and checksums with a stamp of what was verified.
 
-- JSON objects carry their own checksum (`sealed`); a byte changed later is noticed. Files from before carry none: they
-  are parsed defensively.
+- JSON objects carry their own checksum, and a mark that they carry one (`sealed`); a byte changed later is noticed, and
+  so is a checksum taken out. Files from before carry neither: they are parsed defensively and a warning names them, or
+  they are refused where they can be made again.
 - Large files (shards, indexes) are hashed when their size, inode or modification time is not what it was when they were
   verified last. `.verified` in their folder, a line a verification, says when that was; it is a cache that may be
   deleted, and a folder that cannot be written is verified anew by each process. Small ones are hashed at every open.
@@ -27,6 +28,7 @@ from pipeline.errors import CorruptShard, MissingData
 
 log = logging.getLogger(__name__)
 CHECKSUM = "checksum"  # key of a JSON object: of all the others
+SEALED = "sealed"  # key of a JSON object that is not believed without its checksum
 STAMPS = ".verified"
 MAX_JSON = 256 << 20  # bytes; a marker takes 1 kB, the amendments of 10^6 captions 60 MB
 MAX_STAMPS = 64 << 20
@@ -37,6 +39,7 @@ _TICK_NS = 50_000_000
 _Signature = tuple[int, int, int]  # size, inode, mtime_ns
 _verified: dict[str, tuple[_Signature, str]] = {}
 _stamp_files: dict[str, tuple[_Signature, dict[str, tuple[_Signature, str]]]] = {}
+_warned: set[str] = set()  # folders with files that have no checksum
 
 
 class Record(dict[str, Any]):
@@ -59,14 +62,16 @@ def read_json(
     may: Mapping[str, Any] | None = None,
     *,
     limit: int = MAX_JSON,
+    unsealed: str | None = None,
 ) -> Any:
-    """Read a JSON file and verify its checksum, where it has one.
+    """Read a JSON file and verify its checksum. An object from before there were checksums is read with a warning.
 
     Args:
         path: the file.
         needs: keys that it must hold; as a mapping, with the type of each (`int`, `list[str]`, `dict | None`).
         may: types of keys that it may lack.
         limit: bytes of the file at most.
+        unsealed: the remedy for an object without checksum, which is then refused instead.
 
     Raises:
         MissingData: there is no such file.
@@ -79,7 +84,8 @@ def read_json(
         if b"\\u" in data:  # half a surrogate pair could not be printed or written again
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         claimed = value.pop(CHECKSUM, None) if isinstance(value, dict) else None
-        whole = claimed is None or claimed == checksum(value)
+        marked = isinstance(value, dict) and SEALED in value
+        whole = claimed == checksum(value) if claimed is not None else not marked
     except RecursionError:
         raise CorruptShard(f"{path} is not valid JSON (nested too deeply)", fix=AGAIN) from None
     except ValueError as error:  # UnicodeError and JSONDecodeError too
@@ -90,6 +96,9 @@ def read_json(
         if needs:
             raise _damaged(path, sorted(needs), type(value).__name__)
         return value
+    value.pop(SEALED, None)
+    if claimed is None:
+        _doubt(path, unsealed)
     if absent := [name for name in needs if name not in value]:
         raise _damaged(path, absent, ", ".join(value) or "nothing")
     for name, kind in {**(needs if isinstance(needs, Mapping) else {}), **(may or {})}.items():
@@ -98,13 +107,23 @@ def read_json(
     return Record(value, Path(path))
 
 
+def _doubt(path: Path, remedy: str | None) -> None:
+    """Refuse or report an object without checksum: what it says cannot be told from what it said."""
+    if remedy is not None:
+        raise CorruptShard(f"{path} has no checksum: it was edited, or is of an old version", fix=remedy)
+    folder = os.path.abspath(path.parent)
+    if folder not in _warned:
+        _warned.add(folder)
+        log.warning(f"{path} has no checksum (of an old version, or edited): it is believed as it stands")
+
+
 def _damaged(path: Path, expected: Collection[str], got: str) -> CorruptShard:
     return CorruptShard(f"{path} is damaged", expected=", ".join(expected), got=got, fix=AGAIN)
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON object with the checksum of its contents, which `read_json` verifies and takes out."""
-    plain = {name: item for name, item in value.items() if name != CHECKSUM}
+    """A JSON object with the checksum of its contents, which `read_json` verifies and takes out, and the mark of it."""
+    plain = {name: item for name, item in value.items() if name != CHECKSUM} | {SEALED: 1}
     return {**plain, CHECKSUM: checksum(json.loads(json.dumps(plain)))}
 
 

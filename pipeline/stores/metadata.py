@@ -2,9 +2,11 @@
 
 `metadata.parquet` in the store's folder has a row a video: video_id, and typed columns (a column whose every value is
 whole is int64, a number float64, true/false bool, an ISO date or time a timestamp; else text). Filters read it
-(`retrieve/filters.py`).
+(`retrieve/filters.py`). `metadata.json` beside it lists size and sha256 of the table, and of the one that it replaced:
+it is written first, so that whichever of the two a killed writer leaves is known.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,11 +15,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import BadInput
-from pipeline.stores.atomic import atomic_write
-from pipeline.stores.integrity import read_table
+from pipeline.errors import BadInput, CorruptShard
+from pipeline.stores.atomic import atomic_write, write_json
+from pipeline.stores.integrity import read_json, read_table, sha256_file
 
 NAME = "metadata.parquet"
+SEAL = "metadata.json"
+_AGAIN = "delete it and run extract again with the captions file or list that it came from"
 Metadata = Mapping[str, Mapping[str, Any]]  # video_id -> column -> value, as read: text, or what JSON and Parquet hold
 
 
@@ -54,12 +58,40 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
         merged[video_id] = {**merged.get(video_id, {}), **values}
     with atomic_write(folder / NAME) as temporary:
         pq.write_table(typed(merged), temporary, write_page_checksum=True)
+        known = [_describe(path) for path in (folder / NAME, temporary) if path.exists()]
+        write_json(folder / SEAL, {"tables": known})
 
 
 def read_metadata(folder: Path) -> pa.Table | None:
-    """A row a video: video_id and its metadata; None where a store has none."""
+    """A row a video: video_id and its metadata; None where a store has none.
+
+    Raises:
+        CorruptShard: the table is not what was written, or not one that can be read.
+    """
     path = folder / NAME
-    return read_table(path, {"video_id": pa.string()}) if path.exists() else None
+    if not os.path.lexists(path):
+        return None
+    _verify(path)
+    return read_table(path, {"video_id": pa.string()})
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _verify(path: Path) -> None:
+    """Raises CorruptShard unless the table is one that its seal lists. Older stores have no seal."""
+    seal = path.with_name(SEAL)
+    if not os.path.lexists(seal):
+        return
+    tables = read_json(seal, {"tables": list[dict[str, int | str]]})["tables"]
+    try:
+        known = {about.get("sha256") for about in tables if about.get("bytes") == path.stat().st_size}
+        whole = bool(known) and sha256_file(path) in known
+    except OSError as error:
+        raise CorruptShard(f"{path} cannot be read ({error.strerror})", fix=_AGAIN) from None
+    if not whole:
+        raise CorruptShard(f"{path} was changed after it was written", fix=_AGAIN)
 
 
 def typed(metadata: Metadata) -> pa.Table:

@@ -6,6 +6,7 @@ import torch
 
 from pipeline.clip.batch_size import fastest_batch
 from pipeline.clip.encoder import load_encoder
+from pipeline.errors import BadInput
 
 
 @pytest.mark.parametrize(("room", "saturates", "expected"), [(100, 1000, 64), (1000, 32, 32), (4, 1000, 8)])
@@ -48,3 +49,10 @@ def test_a_compiled_tower_gives_the_same_embeddings():
     expected = encoder.embed_frames(frames)
     encoder.compile()
     torch.testing.assert_close(encoder.embed_frames(frames), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_without_a_compiler_the_refusal_says_so(monkeypatch, tmp_path):
+    encoder = load_encoder("shapes-clip", device="cpu", precision="float32")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BadInput, match=r"--compile needs a C\+\+ compiler.*none on the PATH.*leave --compile out"):
+        encoder.compile()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from retrieval_case import add_videos, make_head, make_store
 
-from pipeline.errors import BadInput, FingerprintMismatch, MissingData
+from pipeline.errors import BadInput, CorruptShard, FingerprintMismatch, MissingData
 from pipeline.evaluate.evaluation import Options, compare, evaluate
 from pipeline.evaluate.index_loss import IndexedGallery
 from pipeline.evaluate.metrics import retrieval_metrics, video_to_text_metrics
@@ -135,6 +135,13 @@ def test_save_and_compare(tmp_path):
             assert row["interval"][0] <= row["difference"] <= row["interval"][1]
     same = compare(tmp_path / "a", tmp_path / "a", resamples=20)
     assert same["t2v"]["R@1"]["interval"] == (0.0, 0.0)
+    for name in ("metrics.json", "t2v.json", "v2t.json"):  # of an old version, or edited: nobody can tell
+        whole = (tmp_path / "b" / name).read_text()
+        plain = {key: value for key, value in json.loads(whole).items() if key not in ("checksum", "sealed")}
+        (tmp_path / "b" / name).write_text(json.dumps(plain))
+        with pytest.raises(CorruptShard, match=f"{name} has no checksum.*Fix: run `python cli.py evaluate` again"):
+            compare(tmp_path / "a", tmp_path / "b", resamples=20)
+        (tmp_path / "b" / name).write_text(whole)
 
 
 def test_compare_aligns_queries_and_refuses_others(tmp_path):

@@ -17,9 +17,19 @@ from pipeline.commands.verification import verify_workspace
 from pipeline.errors import BadInput, CorruptShard, MissingData, UserError, disk_full
 from pipeline.stores import integrity
 from pipeline.stores.atomic import write_json, write_together
+from pipeline.stores.catalogue import shards_in
 from pipeline.stores.checkpoints import load_head, save_head
 from pipeline.stores.generations import GenerationStore
-from pipeline.stores.integrity import STAMPS, fits, read_array, read_json, read_table, sha256_file, verify_file
+from pipeline.stores.integrity import (
+    STAMPS,
+    checksum,
+    fits,
+    read_array,
+    read_json,
+    read_table,
+    sha256_file,
+    verify_file,
+)
 from pipeline.stores.manifest import Manifest, VideoEntry, read_manifest, write_manifest
 from pipeline.stores.rows import Rows, build_rows
 from pipeline.stores.shards import read_marker, read_shard, write_shard
@@ -58,10 +68,28 @@ def test_an_object_comes_back_without_its_checksum_and_any_change_is_noticed(tmp
     read_json(path)
     path.write_text(text.replace("2.5", "2.6"))
     assert "was changed after it was written" in refusal(read_json, path)
-    path.write_text(json.dumps({"from": "before there were checksums"}))
-    assert read_json(path) == {"from": "before there were checksums"}
     write_json(path, [1, 2])
     assert read_json(path) == [1, 2]
+
+
+def test_a_checksum_taken_out_is_noticed_and_an_old_object_is_read_with_one_warning(tmp_path, caplog):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    told = json.loads(path.read_text())
+    del told["checksum"]
+    path.write_text(json.dumps(told))
+    assert "was changed after it was written" in refusal(read_json, path)
+    path.write_text(json.dumps({"a": 2}))  # as before there were checksums
+    assert not caplog.messages
+    for _ in range(2):
+        assert read_json(path) == {"a": 2}
+    assert len(caplog.messages) == 1
+    assert f"{path} has no checksum" in caplog.messages[0]
+    assert refusal(read_json, path, unsealed="evaluate again").endswith("of an old version. Fix: evaluate again")
+    path.write_text(json.dumps(told | {"checksum": checksum({"a": 1})}))  # an object of 0.2: a checksum, no mark
+    assert "was changed" in refusal(read_json, path)
+    path.write_text(json.dumps({"a": 1, "checksum": checksum({"a": 1})}))
+    assert read_json(path) == {"a": 1}
 
 
 @pytest.mark.parametrize(
@@ -183,10 +211,10 @@ def test_a_shard_is_verified_before_its_library_sees_it(tmp_path, monkeypatch):
         path.write_bytes(whole)
         assert read_shard(path)["caption"] == ["a", "b"]
         marker = path.with_suffix(".json")
-        about = json.loads(marker.read_text())
+        about = {name: v for name, v in json.loads(marker.read_text()).items() if name not in ("checksum", "sealed")}
         for name, value in (("columns", {"x": {"kind": "array", "dtype": "O", "shape": []}}), ("columns", {"x": 3}),
                             ("rows", None), ("skipped", [None])):  # fmt: skip
-            marker.write_text(json.dumps({k: v for k, v in about.items() if k != "checksum"} | {name: value}))
+            marker.write_text(json.dumps(about | {name: value}))
             assert "damaged" in refusal(read_marker, path)
         marker.unlink()
 
@@ -199,7 +227,7 @@ def test_weights_are_those_that_were_saved(tmp_path):
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert "Fix: train the head again" in refusal(load_head, tmp_path)
     record = json.loads((tmp_path / "config.json").read_text())
-    del record["files"], record["checksum"]
+    del record["files"], record["checksum"], record["sealed"]
     (tmp_path / "config.json").write_text(json.dumps(record))
     load_head(tmp_path)  # a head from before weights had a checksum opens still
 
@@ -323,3 +351,8 @@ def test_a_full_disk_is_recognised_behind_other_errors():
     assert disk_full(OSError(errno.EACCES, "Permission denied")) is None
     assert disk_full(BadInput("No space left in this sentence")) is None
     assert disk_full(None) is None
+
+
+def test_a_circle_of_links_for_a_marker_is_one_line(tmp_path):
+    (tmp_path / "videos-00000.json").symlink_to("videos-00000.json")
+    assert "videos-00000.json cannot be read" in refusal(shards_in, tmp_path, "videos", ".h5")

@@ -1,11 +1,14 @@
 """Metadata of videos: types, conflicts, and what a filter makes of it."""
 
+import os
 from datetime import datetime
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, CorruptShard
+from pipeline.stores.integrity import read_json
 from pipeline.stores.metadata import metadata_of, read_metadata, typed, write_metadata
 
 
@@ -59,3 +62,34 @@ def test_what_is_written_again_replaces_and_the_rest_stays(tmp_path):
         {"video_id": "b", "camera": None, "year": 2021},
         {"video_id": "c", "camera": "right", "year": None},
     ]
+
+
+def test_a_changed_table_is_refused(tmp_path):
+    path = tmp_path / "metadata.parquet"
+    write_metadata(tmp_path, {"a": {"x": 1}})
+    foreign = typed({"a": {"x": 3}})
+    pq.write_table(foreign, path, write_page_checksum=True)
+    with pytest.raises(CorruptShard, match=r"metadata\.parquet was changed after it was written"):
+        read_metadata(tmp_path)
+    (tmp_path / "metadata.json").unlink()  # as in a store of an older version
+    assert read_metadata(tmp_path) == foreign
+
+
+def test_a_write_killed_between_seal_and_table_leaves_the_old_table(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def replace(source, target, true=os.replace):
+        if target.name == "metadata.parquet":
+            raise Killed
+        true(source, target)
+
+    write_metadata(tmp_path, {"a": {"x": 1}})
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", replace)
+        with pytest.raises(Killed):
+            write_metadata(tmp_path, {"a": {"x": 2}})
+    assert len(read_json(tmp_path / "metadata.json")["tables"]) == 2
+    assert read_metadata(tmp_path).to_pylist() == [{"video_id": "a", "x": 1}]
+    write_metadata(tmp_path, {"a": {"x": 2}})
+    assert read_metadata(tmp_path).to_pylist() == [{"video_id": "a", "x": 2}]
