@@ -75,7 +75,7 @@ def test_a_batch_is_halved_until_it_fits_and_the_limit_is_kept(caplog):
 def test_a_single_row_that_does_not_fit_is_an_error_that_says_what_to_do():
     with pytest.raises(
         UserError,
-        match=r"smallest block, of 1 \(CUDA out of memory.*Fix: free the device's memory, or give --device cpu",
+        match=r"block, of 1 \(CUDA out of memory.*Fix: free the device's memory",
     ):
         FittingParts()(Memory(room=0), torch.arange(4))
 
