@@ -105,7 +105,7 @@ def test_the_loss_curve_in_a_faster_precision_is_that_of_float32(device, name, p
         pytest.skip("TF32 is a GPU's")
     expected, _ = losses(CPU, name)
     found, _ = losses(device, name, precision=precision)
-    np.testing.assert_allclose(found, expected, rtol=2e-2)
+    np.testing.assert_allclose(found, expected, rtol=2e-2, atol=1e-2 * expected[0])  # the curve falls to a fiftieth
 
 
 def test_an_index_on_the_gpu_finds_what_the_cpu_finds():
