@@ -9,6 +9,7 @@ from dits_head.config import HeadConfig
 from dits_head.head import build_head
 from pipeline.device import FittingParts, free_bytes, halving, resolve_device
 from pipeline.errors import BadInput, UserError
+from pipeline.retrieve.index import gpu_count
 from pipeline.retrieve.scorer import Scorer
 from pipeline.stores.features import VideoFeatures
 
@@ -25,6 +26,14 @@ def test_devices_are_resolved_or_refused():
 @pytest.mark.parametrize("command", ["evaluate", "index", "figures", "train-head"])
 def test_every_command_refuses_a_device_that_is_not_there(extracted, command):
     assert "cuda:77" in refused(command, "--device", "cuda:77", "--workspace", extracted)
+
+
+def test_an_index_that_must_be_built_on_a_gpu_is_refused_without_one(extracted):
+    if gpu_count():
+        pytest.skip("FAISS has a GPU here")
+    said = refused("index", "--gpu", "--device", "cpu", "--run", "zero-shot", "--workspace", extracted)
+    assert "no GPU for FAISS" in said
+    assert "Fix: leave --gpu out" in said
 
 
 def out_of_memory_above(limit):
