@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline.retrieve.exact_search import normalised
 from pipeline.retrieve.index import IndexSpec, build, read
 from pipeline.retrieve.updates import Policy, verify
-from pipeline.stores.atomic import sha256_file
+from pipeline.stores.integrity import sha256_file
 from pipeline.stores.rows import build_rows
 
 TYPES = ("Flat", "HNSW32", "IVF,SQ8")

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -157,32 +158,39 @@ def training(device: Device) -> Iterator[Line]:
     """Stage 2: steps of a head alone through the batches and the step of `train-head`, and the recipe's time."""
     from pipeline.train.batches import BatchSource, PairData, epoch_batches
     from pipeline.train.loop import parameter_groups
+    from pipeline.train.precision import products
 
     videos = 64 if device.tiny else 9000
     text, frames, mask = (x.numpy() for x in random_features(videos, 20 * videos, device.dim, torch.device("cpu")))
     own = torch.arange(len(text)).numpy() % videos
     data = PairData(text, frames.astype("float16"), mask, own, torch.arange(len(text)).numpy())
     for name in ("xpool", "mlp", "dits"):
-        for batch in (BATCH,) if device.tiny else (BATCH, 256, 1024):
+        for batch, precision in product(
+            (BATCH,) if device.tiny else (BATCH, 256, 1024),
+            ("float32", "tf32", "bfloat16") if device.cuda else ("float32", "bfloat16"),
+        ):
             torch.manual_seed(0)
             head = build_head(HeadConfig(head=name, dim=device.dim)).to(device.device).train()
             optimizer = torch.optim.AdamW(parameter_groups(head, 0.2), lr=3e-5, fused=True)
             source = BatchSource(data, device.device, free_bytes=1 << 40)
             stream = source.batches(epoch_batches(len(data), batch, 24, 0))
 
-            def step(head: RetrievalHead = head, optimizer: Any = optimizer, stream: Any = stream) -> None:
-                loss, _ = head.training_loss(**next(stream))
+            def step(
+                head: RetrievalHead = head, optimizer: Any = optimizer, stream: Any = stream, precision: str = precision
+            ) -> None:
+                with torch.autocast(device.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                    loss, _ = head.training_loss(**next(stream))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
                 optimizer.step()
 
-            with device.peak_memory() as peak:
+            with device.peak_memory() as peak, products(precision, device.device):
                 seconds = device.seconds(step, repeats=100)
                 part = device.of_peak(step, seconds, torch.float32)
                 recipe = seconds * EPOCHS * PAIRS / batch
                 rate = f"{seconds * 1e3:.2f} ms/step; {EPOCHS} x {PAIRS:,} pairs: {recipe:,.0f} s"
-                yield Line("train a head", f"{name}, batch {batch}", rate, peak(), part)
+                yield Line("train a head", f"{name}, {precision}, batch {batch}", rate, peak(), part)
 
 
 def joint(device: Device) -> Iterator[Line]:
@@ -269,7 +277,7 @@ def indexing(device: Device) -> Iterator[Line]:
         index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
         began = time.perf_counter()
         if on_gpu:
-            index = faiss.index_cpu_to_all_gpus(index)
+            index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.device.index or 0, index)
         index.train(vectors[: 50 * 4096])
         index.add(vectors)
         built = time.perf_counter() - began

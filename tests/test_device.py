@@ -9,6 +9,7 @@ from dits_head.config import HeadConfig
 from dits_head.head import build_head
 from pipeline.device import FittingParts, free_bytes, halving, resolve_device
 from pipeline.errors import BadInput, UserError
+from pipeline.retrieve.index import gpu_count
 from pipeline.retrieve.scorer import Scorer
 from pipeline.stores.features import VideoFeatures
 
@@ -25,6 +26,14 @@ def test_devices_are_resolved_or_refused():
 @pytest.mark.parametrize("command", ["evaluate", "index", "figures", "train-head"])
 def test_every_command_refuses_a_device_that_is_not_there(extracted, command):
     assert "cuda:77" in refused(command, "--device", "cuda:77", "--workspace", extracted)
+
+
+def test_an_index_that_must_be_built_on_a_gpu_is_refused_without_one(extracted):
+    if gpu_count():
+        pytest.skip("FAISS has a GPU here")
+    said = refused("index", "--gpu", "--device", "cpu", "--run", "zero-shot", "--workspace", extracted)
+    assert "no GPU for FAISS" in said
+    assert "Fix: leave --gpu out" in said
 
 
 def out_of_memory_above(limit):
@@ -75,7 +84,7 @@ def test_a_batch_is_halved_until_it_fits_and_the_limit_is_kept(caplog):
 def test_a_single_row_that_does_not_fit_is_an_error_that_says_what_to_do():
     with pytest.raises(
         UserError,
-        match=r"smallest block, of 1 \(CUDA out of memory.*Fix: free the device's memory, or give --device cpu",
+        match=r"block, of 1 \(CUDA out of memory.*Fix: free the device's memory",
     ):
         FittingParts()(Memory(room=0), torch.arange(4))
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.stores.atomic import read_json
 from pipeline.stores.generations import GenerationStore
+from pipeline.stores.integrity import read_json
 from pipeline.workspace import Workspace
 
 IN_USE_SECONDS = 24 * 3600  # a temporary file or folder younger than this may belong to a process that runs

@@ -43,7 +43,7 @@ def index(
         Path | None,
         typer.Option(help="Build nothing: write the live index's vectors, ids and paths to this Parquet file"),
     ] = None,
-    gpu: Annotated[bool, typer.Option("--gpu", help="Build on a GPU (needs faiss-gpu)")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Refuse to build without a GPU of FAISS; see --device")] = False,
     run: RunOption = None,
     head_dir: HeadDirOption = None,
     dataset: DatasetOption = None,
@@ -83,15 +83,17 @@ def index(
     from pipeline.resolve import resolve_head, resolve_store
     from pipeline.retrieve.autotune import Requirements
     from pipeline.retrieve.corpus import autotune_spec, build_corpus_index
-    from pipeline.retrieve.index import IndexSpec
+    from pipeline.retrieve.index import IndexSpec, asked_gpu, required_gpu
 
     chosen = resolve_store(place, dataset, encoder)
     warn_of_test_model(chosen.store.settings.get("model"), chosen.dataset)
-    head = resolve_head(place, chosen, run, head_dir).to(resolve_device(device))
+    where = resolve_device(device)
+    on = required_gpu(where) if gpu else asked_gpu(device, where)
+    head = resolve_head(place, chosen, run, head_dir).to(where)
     if by_need:
         required = Requirements(0.95 if recall is None else recall, memory_bytes, latency_ms)
-        spec = autotune_spec(place, chosen, head, required, gpu=gpu)
+        spec = autotune_spec(place, chosen, head, required, gpu=on)
     else:
         spec = IndexSpec(factory or "Flat", search_parameters, on_disk=on_disk)
-    result = build_corpus_index(place, chosen, head, spec, gpu=gpu)
+    result = build_corpus_index(place, chosen, head, spec, gpu=on)
     show(result.contract(), as_json, f"{chosen.dataset} {result.generation}: {result.total} videos, head {head.run}")

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from pipeline.datasets.shapes_drawing import render
 from pipeline.datasets.shapes_world import FPS, FRAME_SIDE, clip_captions, make_clip
 from pipeline.errors import BadInput
-from pipeline.stores.atomic import read_json, write_json
+from pipeline.stores.atomic import write_json
+from pipeline.stores.integrity import read_json
 from pipeline.stores.manifest import SPLITS, Manifest, VideoEntry, write_manifest
 from pipeline.video.pool import available_cores
 

@@ -25,8 +25,9 @@ from pipeline.evaluate.metrics import TIES, Counts, Ties, query_ranks, summarise
 from pipeline.evaluate.rank_counts import RankCounts, ScoreGrid, count_ranks, score_grid
 from pipeline.evaluate.score_normalisation import dual_softmax, query_bank
 from pipeline.retrieve.scorer import DEFAULT_MEMORY, MB, RetrievalHead, Scorer, bytes_beside, head_fingerprint
-from pipeline.stores.atomic import read_json, write_json, write_together
+from pipeline.stores.atomic import write_json, write_together
 from pipeline.stores.features import TextFeatures, VideoFeatures
+from pipeline.stores.integrity import read_json
 from pipeline.stores.shards import marker_path, read_shard, write_shard
 
 log = logging.getLogger(__name__)

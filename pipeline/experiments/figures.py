@@ -22,7 +22,8 @@ from pipeline.experiments.paper import differences
 from pipeline.experiments.reproduce import tables_dir
 from pipeline.experiments.tables import TABLES
 from pipeline.resolve import ResolvedHead, ResolvedStore
-from pipeline.stores.atomic import atomic_write, read_json, write_json
+from pipeline.stores.atomic import atomic_write, write_json
+from pipeline.stores.integrity import read_json
 from pipeline.workspace import Workspace
 
 log = logging.getLogger(__name__)

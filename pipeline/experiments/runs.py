@@ -18,7 +18,8 @@ from pipeline import remote
 from pipeline.device import resolve_device
 from pipeline.evaluate.rank_counts import counts_of
 from pipeline.experiments.tables import SYSTEMS
-from pipeline.stores.atomic import read_json, write_json
+from pipeline.stores.atomic import write_json
+from pipeline.stores.integrity import read_json
 from pipeline.workspace import Workspace
 
 

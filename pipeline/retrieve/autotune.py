@@ -106,7 +106,7 @@ def autotune(
     requirements: Requirements,
     queries: NDArray[Any] | None = None,
     *,
-    gpu: bool = False,
+    gpu: int | None = None,
     seed: int = 24,
     sample: int = SAMPLE,
 ) -> Tuned:
@@ -117,7 +117,7 @@ def autotune(
         owners: (R,) the video of each vector.
         requirements: recall, memory and latency to keep to.
         queries: (Q, D) held-out aligned texts; stand-ins near the vectors where left out.
-        gpu: build on the GPU the types that faiss-gpu has.
+        gpu: build on this GPU the types that faiss-gpu has.
         seed: of the split of the queries, of the stand-ins and of the sample of videos.
         sample: vectors that every type is tried on; a type is built on all R only once it is the best there.
 
@@ -219,12 +219,13 @@ def _measure(
     queries: tuple[NDArray[Any], NDArray[Any]],
     truths: list[NDArray[np.int64]],
     *,
-    gpu: bool,
+    gpu: int | None,
     block: int,
 ) -> OperatingPoint:
     """Build, raise the search setting until the tuning queries reach the recall, then measure on the other queries."""
     start = time.perf_counter()
-    gpu = gpu and not candidate.factory.startswith(("HNSW",)) and "RaBitQ" not in candidate.factory
+    if candidate.factory.startswith("HNSW") or "RaBitQ" in candidate.factory:  # no GPU has them
+        gpu = None
     index = build(vectors, IndexSpec(candidate.factory, block=block), owners, gpu=gpu)
     seconds = time.perf_counter() - start
     for setting in candidate.settings:

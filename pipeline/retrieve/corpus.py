@@ -32,7 +32,7 @@ def build_corpus_index(
     spec: IndexSpec,
     *,
     into: GenerationStore | None = None,
-    gpu: bool = False,
+    gpu: int | None = None,
 ) -> Reindexed:
     """Index every video of a feature store, except those that were deleted from the index.
 
@@ -43,7 +43,7 @@ def build_corpus_index(
         head: pools the videos, and aligns the captions that verify the index.
         spec: index type and search parameters.
         into: where generations are kept; the data set's own index by default.
-        gpu: train and fill the index on the GPU.
+        gpu: train and fill the index on this GPU.
 
     Raises:
         BadInput: the head cannot be indexed, or FAISS does not know the spec.
@@ -71,7 +71,12 @@ def build_corpus_index(
 
 
 def autotune_spec(
-    workspace: Workspace, chosen: ResolvedStore, head: ResolvedHead, requirements: Requirements, *, gpu: bool = False
+    workspace: Workspace,
+    chosen: ResolvedStore,
+    head: ResolvedHead,
+    requirements: Requirements,
+    *,
+    gpu: int | None = None,
 ) -> IndexSpec:
     """The index type and search parameters that meet the requirements on a feature store's videos.
 

@@ -22,7 +22,8 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from math import ceil
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
@@ -34,11 +35,15 @@ from pipeline.retrieve.c_output import logged_output
 from pipeline.retrieve.exact_search import best_per_video, normalised
 from pipeline.stores.integrity import fits
 
+if TYPE_CHECKING:
+    import torch
+
 log = logging.getLogger(__name__)
 swig: Any = faiss  # the stubs of FAISS do not know the constructors that its Python layer adds
 _INDEX_FILE = "index.faiss"
 _LISTS_FILE = "index.ivfdata"
 _SAID = ("IO_FLAG_ONDISK_SAME_DIR: ", "resizing ")  # what FAISS prints about lists on disk
+_GPU_DEEPEST = 2048  # neighbours, and lists probed, that FAISS finds on a GPU
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,8 @@ class VectorIndex:
         """`known`: what a generation recorded of its `owners`, "dead" and "per_video", which else are counted."""
         self.index, self.owners, self.spec = index, owners, spec  # no downcast: it would not own the C++ object
         self._known = known or {}
+        self._on_gpu: Any = None
+        self._gpu_lock = Lock()  # FAISS's GPU indexes serve one thread at a time
         if index.ntotal != len(owners):
             raise CorruptShard("index and owners differ in length", expected=len(owners), got=index.ntotal)
         _set_parameters(self.index, spec.search)
@@ -134,13 +141,32 @@ class VectorIndex:
         if queries.shape[1] != self.dim:
             raise BadInput("queries and index differ in width", expected=self.dim, got=queries.shape[1])
         if only is None and self._all_alive:
-            scores, rows = self.index.search(queries, fetch)
+            if self._on_gpu is not None and fetch <= _GPU_DEEPEST:
+                with self._gpu_lock:
+                    scores, rows = self._on_gpu.search(queries, fetch)
+            else:
+                scores, rows = self.index.search(queries, fetch)
         else:
             wanted = self._alive if only is None else self._alive & only[np.maximum(self.owners, 0)]
             selector = swig.IDSelectorBitmap(np.packbits(wanted, bitorder="little"))
             scores, rows = self.index.search(queries, fetch, params=_masked(self.index, selector, effort))
         videos = np.where(rows >= 0, self.owners[np.maximum(rows, 0)], -1)
         return best_per_video(scores, videos, k)
+
+    def keep_on_gpu(self, gpu: int) -> bool:
+        """Search on a GPU from now on, in a copy that stays there; says whether it could be had.
+
+        Filtered searches, those of an index with deleted vectors, and those deeper than a GPU goes stay on the CPU.
+        """
+        if self.spec.on_disk or self.spec.search.get("nprobe", 0) > _GPU_DEEPEST:
+            log.warning(f"{self.spec.factory} is searched on the CPU: lists on disk, or too many to probe")
+            return False
+        try:
+            self._on_gpu = _to_gpu(self.index, gpu)
+        except RuntimeError as error:
+            log.warning(f"{self.spec.factory} is searched on the CPU: the GPU refuses it ({_first_line(error)})")
+            return False
+        return True
 
     def add(self, vectors: NDArray[Any], owners: NDArray[np.int64]) -> VectorIndex:
         """Append vectors (R', D); ``owners`` (R + R',) of all. The FAISS object is shared: the old index is spent."""
@@ -185,7 +211,7 @@ def build(
     spec: IndexSpec,
     owners: NDArray[np.int64] | None = None,
     *,
-    gpu: bool = False,
+    gpu: int | None = None,
     folder: Path | None = None,
 ) -> VectorIndex:
     """Train on a sample of the vectors, then add them block by block.
@@ -194,27 +220,24 @@ def build(
         vectors: (R, D), any float type, in memory or mapped.
         spec: index type and search parameters.
         owners: (R,) the video of each vector, -1 if deleted; one video a vector where left out.
-        gpu: train and add on all GPUs that faiss-gpu sees.
+        gpu: train and add on this one; what it refuses (a type that FAISS has on CPUs only, too many vectors for its
+            memory) is done on the CPU, with a warning. The result is an index of the CPU either way.
         folder: where an ``on_disk`` index puts its lists.
 
     Raises:
-        BadInput: a bad factory string, too few vectors, a vector of length zero, or ``gpu`` without one.
+        BadInput: a bad factory string, too few vectors, or a vector of length zero.
     """
     owners = np.arange(len(vectors), dtype=np.int64) if owners is None else owners
     index = new_index(spec.factory, vectors.shape[1])
-    place, back = _gpu_hooks() if gpu else (_same, _same)
     if not index.is_trained:
         sample = _training_sample(vectors, spec)
         log.info(f"training {spec.factory} on {len(sample)} of {len(vectors)} vectors")
-        index = place(index)
-        _call_faiss(lambda: index.train(sample), spec.factory)
-        index = back(index)
+        untrained = index
+        index = _call_faiss(lambda: _after(untrained, lambda it: it.train(sample), gpu, spec.factory), spec.factory)
     if spec.on_disk:
         index = _fill_on_disk(index, vectors, spec, folder)
     else:
-        index = place(index)
-        _add_blocks(index, vectors, spec.block)
-        index = back(index)
+        index = _after(index, lambda it: _add_blocks(it, vectors, spec.block), gpu, spec.factory)
     return VectorIndex(index, owners, spec)
 
 
@@ -279,6 +302,30 @@ def fitting_block(memory: int, dim: int) -> int:
 def gpu_count() -> int:
     """GPUs that this FAISS can use (0 with faiss-cpu)."""
     return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
+
+
+def asked_gpu(name: str, device: torch.device) -> int | None:
+    """The GPU for FAISS where `--device` names one: `auto`, and this build of FAISS having none, leave it on the CPU.
+
+    Args:
+        name: what was given, "auto", "cpu", "cuda", "cuda:1", ...
+        device: what it was resolved to.
+    """
+    if name == "auto" or device.type != "cuda":
+        return None
+    if gpu_count() == 0:
+        log.warning(f"--device {name}: FAISS stays on the CPU, this build of it has no GPU; make install EXTRA=gpu")
+        return None
+    return device.index or 0
+
+
+def required_gpu(device: torch.device) -> int:
+    """The GPU for FAISS where it must have one. Raises BadInput."""
+    if gpu_count() == 0:
+        raise BadInput(
+            "no GPU for FAISS", expected="faiss-gpu and a GPU", got="faiss-cpu or none", fix="leave --gpu out"
+        )
+    return (device.index or 0) if device.type == "cuda" else 0
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------
@@ -375,17 +422,22 @@ def _own_bytes(part: Any) -> float:
     return float(part.code_size + 8) if isinstance(part, faiss.IndexIVF) else float(part.sa_code_size())
 
 
-def _same(index: Any) -> Any:
+def _to_gpu(index: Any, gpu: int) -> Any:
+    """A copy on a GPU. The copy keeps the memory pool that it was made with."""
+    return swig.index_cpu_to_gpu(swig.StandardGpuResources(), gpu, index)
+
+
+def _after(index: Any, work: Callable[[Any], None], gpu: int | None, what: str) -> Any:
+    """The index after some work on it, done on the GPU where that can do it: an index of the CPU."""
+    if gpu is not None:
+        try:
+            there = _to_gpu(index, gpu)
+            work(there)
+            return swig.index_gpu_to_cpu(there)
+        except RuntimeError as error:  # the index here is as it was
+            log.warning(f"{what} is built on the CPU: the GPU refuses ({_first_line(error)})")
+    work(index)
     return index
-
-
-def _gpu_hooks() -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """To the GPUs and back to the CPU."""
-    if gpu_count() == 0:
-        raise BadInput(
-            "no GPU for FAISS", expected="faiss-gpu and a GPU", got="faiss-cpu or none", fix="leave --gpu out"
-        )
-    return faiss.index_cpu_to_all_gpus, faiss.index_gpu_to_cpu
 
 
 def _call_faiss(action: Callable[[], Any], what: str) -> Any:

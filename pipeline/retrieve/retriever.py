@@ -26,6 +26,7 @@ from pipeline.errors import BadInput, MissingData
 from pipeline.resolve import ResolvedStore, resolve_store
 from pipeline.retrieve.corpus import generations, index_head
 from pipeline.retrieve.hits import Hit
+from pipeline.retrieve.index import asked_gpu
 from pipeline.retrieve.search import Searcher
 from pipeline.stores.features import FeatureStore
 from pipeline.workspace import Workspace
@@ -56,7 +57,8 @@ class Retriever:
         Args:
             workspace: its folder; $DITS_WORKSPACE or ./workspace where left out.
             index: the index's name; the one built last where left out.
-            device: of the encoder and the head: "auto", "cpu", "cuda", ...
+            device: of the encoder and the head: "auto", "cpu", "cuda", ...; a GPU that is named keeps the index too,
+                where FAISS has one.
 
         Raises:
             MissingData: there is no such index, or what it was made from is gone.
@@ -77,7 +79,8 @@ class Retriever:
         warn_of_test_model(chosen.store.settings.get("model"), chosen.dataset)
         where = resolve_device(device)
         head = index_head(place, chosen, origin).head.to(where)
-        return cls(Searcher(store, chosen.store.path, head), chosen, corpus, str(where))
+        searcher = Searcher(store, chosen.store.path, head, asked_gpu(device, where))
+        return cls(searcher, chosen, corpus, str(where))
 
     # -- searching
 

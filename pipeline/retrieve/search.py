@@ -105,8 +105,12 @@ class Searcher:
     Neither opening nor a search reads more than the index's own pages, and the frames, ids and paths of the shortlist.
     """
 
-    def __init__(self, generations: GenerationStore, features: Path, head: RetrievalHead) -> None:
+    def __init__(
+        self, generations: GenerationStore, features: Path, head: RetrievalHead, gpu: int | None = None
+    ) -> None:
+        """`gpu`: where FAISS keeps the index, besides the CPU's memory."""
         self._generations, self._features, self.head = generations, features, head.eval()
+        self._gpu = gpu
         self._open = self._load()
 
     @property
@@ -226,6 +230,8 @@ class Searcher:
             require_same_encoder(generation, store)
             require_same_head(generation, self.head)
             videos, index = generation.videos(), open_index(generation, generation.owners())
+            if self._gpu is not None:
+                index.keep_on_gpu(self._gpu)
             return _Open(generation, videos, index, VideoLookup(store), VideoFilter(videos, store.path))
         except BaseException:
             generation.close()

@@ -99,7 +99,7 @@ class _Job:
     provenance: Provenance
     policy: Policy
     queries: NDArray[Any] | None
-    gpu: bool
+    gpu: int | None
     deleted: set[str]
     """Ids deleted from the corpus by this call and all before."""
     next_number: int
@@ -116,7 +116,7 @@ def build_index(
     provenance: Provenance,
     policy: Policy | None = None,
     queries: NDArray[Any] | None = None,
-    gpu: bool = False,
+    gpu: int | None = None,
 ) -> Reindexed:
     """Publish a generation that holds exactly these videos, except those that were deleted from the corpus.
 
@@ -130,7 +130,7 @@ def build_index(
         spec: index type and search parameters.
         provenance: head and encoder of the vectors.
         queries: (Q, D) aligned texts to measure recall on; the vectors themselves where left out.
-        gpu: train and add on the GPU.
+        gpu: train and add on this GPU.
 
     Raises:
         RecallTooLow: the index misses ``policy.min_recall``; the live generation stays.
@@ -160,7 +160,7 @@ def update_index(
     spec: IndexSpec | None = None,
     policy: Policy | None = None,
     queries: NDArray[Any] | None = None,
-    gpu: bool = False,
+    gpu: int | None = None,
 ) -> Reindexed:
     """Delete videos from the live generation, add others, and publish the result.
 

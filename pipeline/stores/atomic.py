@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import remote
-from pipeline.stores.integrity import read_json as read_json
 from pipeline.stores.integrity import sealed
-from pipeline.stores.integrity import sha256_file as sha256_file
 
 ABANDONED = 3600.0  # seconds: writing one file takes less, even on a slow network file system
 

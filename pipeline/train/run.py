@@ -24,7 +24,7 @@ from pipeline.errors import BadInput, FingerprintMismatch
 from pipeline.fingerprint import describe_difference, fingerprint
 from pipeline.resolve import ResolvedStore, open_head
 from pipeline.stores import checkpoints
-from pipeline.stores.atomic import read_json
+from pipeline.stores.integrity import read_json
 from pipeline.train.batches import training_features
 from pipeline.train.loop import Progress, TrainSettings, train
 from pipeline.train.precision import of_fabric, products, require_tensor_cores

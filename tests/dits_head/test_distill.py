@@ -16,7 +16,7 @@ from pipeline.errors import FingerprintMismatch
 from pipeline.evaluate.metrics import retrieval_metrics
 from pipeline.resolve import resolve_head, resolve_store
 from pipeline.stores import checkpoints
-from pipeline.stores.atomic import read_json
+from pipeline.stores.integrity import read_json
 from pipeline.train.loop import TrainSettings
 from pipeline.train.run import RunOptions, train_head
 from pipeline.train.tasks import DistillTask, HeadTask

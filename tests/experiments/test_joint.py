@@ -15,8 +15,8 @@ from pipeline.experiments.tables import SYSTEMS, TABLES, Row, Table, tuned
 from pipeline.extract.corpus import extract_manifest
 from pipeline.extract.settings import ExtractSettings
 from pipeline.resolve import resolve_store
-from pipeline.stores.atomic import read_json
 from pipeline.stores.features import FeatureStore
+from pipeline.stores.integrity import read_json
 from pipeline.train.recipe import recipe
 from pipeline.workspace import Workspace
 

@@ -19,7 +19,7 @@ from pipeline.experiments.reproduce import as_markdown, possible_tables, reprodu
 from pipeline.experiments.runs import RunSpec, features_id, run_name
 from pipeline.experiments.tables import SYSTEMS, TABLES, Row, Table
 from pipeline.resolve import resolve_head, resolve_store
-from pipeline.stores.atomic import read_json
+from pipeline.stores.integrity import read_json
 from pipeline.train.recipe import recipe
 from pipeline.workspace import Workspace
 

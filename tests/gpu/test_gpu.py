@@ -64,11 +64,12 @@ def test_aligned_texts_and_pooled_videos_are_those_of_the_cpu(device, name):
         np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
-def losses(device, name, steps=20, seed=0):
+def losses(device, name, steps=20, seed=0, precision="float32"):
     """The loss curve of a few steps without noise, dropout or shuffling, and the weights at the end."""
     pytest.importorskip("lightning_fabric")
     from pipeline.train.batches import BatchSource, PairData, epoch_batches
     from pipeline.train.loop import parameter_groups
+    from pipeline.train.precision import products
 
     text, frames, mask = (x.numpy() for x in case())
     own, sentence = np.arange(len(text)) % len(frames), np.arange(len(text))
@@ -79,9 +80,11 @@ def losses(device, name, steps=20, seed=0):
     optimizer = torch.optim.AdamW(parameter_groups(head, 0.2), lr=1e-3, fused=True)
     curve = []
     for batch in source.batches([b for epoch in range(steps) for b in epoch_batches(len(text), 100, 1, epoch)][:steps]):
-        loss, _ = head.training_loss(**batch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"), products(precision, device):
+            loss, _ = head.training_loss(**batch)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with products(precision, device):
+            loss.backward()
         optimizer.step()
         curve.append(loss.item())
     return curve, head.state_dict()
@@ -93,6 +96,31 @@ def test_the_loss_curve_is_that_of_the_cpu(device, name):
     found, _ = losses(device, name)
     np.testing.assert_allclose(found, expected, rtol=2e-3)
     assert found[-1] < found[0]
+
+
+@pytest.mark.parametrize("name", ["xpool", "mlp", "dits"])
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_the_loss_curve_in_a_faster_precision_is_that_of_float32(device, name, precision):
+    if precision == "tf32" and device.type == "cpu":
+        pytest.skip("TF32 is a GPU's")
+    expected, _ = losses(CPU, name)
+    found, _ = losses(device, name, precision=precision)
+    np.testing.assert_allclose(found, expected, rtol=2e-2, atol=1e-2 * expected[0])  # the curve falls to a fiftieth
+
+
+def test_an_index_on_the_gpu_finds_what_the_cpu_finds():
+    pytest.importorskip("faiss")
+    from pipeline.retrieve.index import IndexSpec, build, gpu_count
+    from pipeline.retrieve.updates import mean_recall
+
+    if gpu_count() == 0:
+        pytest.skip("no GPU that FAISS can use")
+    vectors = np.random.default_rng(0).standard_normal((20_000, 64)).astype(np.float16)
+    for factory, search in (("Flat", {}), ("IVF64,Flat", {"nprobe": 16}), ("IVF64,SQ8", {"nprobe": 16})):
+        cpu, gpu = (build(vectors, IndexSpec(factory, search), gpu=where) for where in (None, 0))
+        expected = cpu.search(vectors[:100], 10)[1]
+        assert gpu.keep_on_gpu(0)
+        assert mean_recall(gpu.search(vectors[:100], 10)[1], expected) >= 0.97
 
 
 def test_two_runs_end_with_the_same_weights(device):

@@ -1,7 +1,9 @@
 """Indexes of every type against brute force in numpy; disk forms, masks; autotuning."""
 
+import faiss
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,11 +13,13 @@ from pipeline.retrieve.autotune import Requirements, autotune
 from pipeline.retrieve.exact_search import exact_search, normalised
 from pipeline.retrieve.index import (
     IndexSpec,
+    asked_gpu,
     build,
     gpu_count,
     needs_training,
     new_index,
     read,
+    required_gpu,
 )
 from pipeline.retrieve.updates import mean_recall
 
@@ -180,13 +184,85 @@ def test_no_filter_that_is_never_used_is_trained():
 def test_gpu_equals_cpu():
     vectors, queries = clustered(3000), clustered(40, seed=1)
     if gpu_count() == 0:
-        with pytest.raises(BadInput, match="no GPU"):
-            build(vectors, IndexSpec(), gpu=True)
         pytest.skip("no GPU that FAISS can use")
     for factory in ("Flat", "IVF16,Flat", "IVF16,SQ8"):
         spec = IndexSpec(factory, ALL.get(factory, {"nprobe": 16} if "IVF" in factory else {}))
-        cpu, gpu = build(vectors, spec), build(vectors, spec, gpu=True)
+        cpu, gpu = build(vectors, spec), build(vectors, spec, gpu=0)
         assert mean_recall(gpu.search(queries, 10)[1], cpu.search(queries, 10)[1]) >= 0.99
+
+
+def test_faiss_stays_on_the_cpu_unless_a_gpu_is_named_and_there(monkeypatch, caplog):
+    monkeypatch.setattr(index_module, "gpu_count", lambda: 0)
+    cuda = torch.device("cuda", 1)
+    assert [asked_gpu(name, torch.device("cpu")) for name in ("auto", "cpu")] == [None, None]
+    assert asked_gpu("auto", cuda) is None
+    assert caplog.messages == []
+    assert asked_gpu("cuda:1", cuda) is None
+    (line,) = caplog.messages
+    assert "FAISS stays on the CPU, this build of it has no GPU" in line
+    with pytest.raises(BadInput, match=r"no GPU.*Fix: leave --gpu out"):
+        required_gpu(cuda)
+    monkeypatch.setattr(index_module, "gpu_count", lambda: 2)
+    assert asked_gpu("auto", cuda) is None
+    assert asked_gpu("cuda:1", cuda) == required_gpu(cuda) == 1
+
+
+class Gpu:
+    """FAISS's copies to a GPU and back, made on the CPU; `refuses`: what it says of an index it cannot take."""
+
+    def __init__(self, monkeypatch, refuses=None):
+        self.copies = []
+        monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+        monkeypatch.setattr(faiss, "index_gpu_to_cpu", faiss.clone_index, raising=False)
+
+        def to_gpu(_, gpu, index):
+            if refuses:
+                raise RuntimeError(f"Error in cloner at GpuCloner.cpp:99: {refuses}")
+            self.copies.append(faiss.clone_index(index))
+            return self.copies[-1]
+
+        monkeypatch.setattr(faiss, "index_cpu_to_gpu", to_gpu, raising=False)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF16,SQ8"])
+def test_an_index_built_on_a_gpu_is_written_for_a_cpu(factory, monkeypatch, tmp_path):
+    vectors, queries = clustered(2000), clustered(20, seed=1)
+    spec = IndexSpec(factory, {"nprobe": 4} if "IVF" in factory else {})
+    expected, gpu = build(vectors, spec), Gpu(monkeypatch)
+    built = build(vectors, spec, gpu=0)
+    assert len(gpu.copies) == 1 + ("IVF" in factory)  # to train, to add
+    built.write(tmp_path)
+    found = read(tmp_path, built.owners, spec).search(queries, 10)
+    for one, other in zip(found, expected.search(queries, 10), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_what_a_gpu_refuses_is_built_and_searched_on_the_cpu(monkeypatch, caplog):
+    vectors, queries = clustered(500), clustered(20, seed=1)
+    expected = build(vectors, IndexSpec("HNSW8")).search(queries, 5)
+    Gpu(monkeypatch, refuses="This index type is not implemented on GPU.")
+    index = build(vectors, IndexSpec("HNSW8"), gpu=0)
+    assert not index.keep_on_gpu(0)
+    for line, done in zip(caplog.messages, ("built", "searched"), strict=True):
+        assert f"HNSW8 is {done} on the CPU: the GPU refuses" in line
+        assert "not implemented on GPU" in line
+    assert np.array_equal(index.search(queries, 5)[1], expected[1])
+
+
+def test_a_kept_copy_answers_what_a_gpu_can_and_the_cpu_the_rest(monkeypatch):
+    vectors, queries = clustered(3000), clustered(20, seed=1)
+    index, gpu = build(vectors, IndexSpec()), Gpu(monkeypatch)
+    some = np.arange(3000) % 3 == 0
+    asked = [{"k": 10}, {"k": 10, "only": some}, {"k": 2500}]
+    expected = [index.search(queries, **how) for how in asked]
+    assert index.keep_on_gpu(0)
+    (copy,) = gpu.copies
+    calls, search = [], copy.search
+    monkeypatch.setattr(copy, "search", lambda queries, k: calls.append(k) or search(queries, k))
+    found = [index.search(queries, **how) for how in asked]
+    assert calls == [10]  # neither the filtered search nor the deep one
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one[1], other[1])
 
 
 # -- autotuning -----------------------------------------------------------------------------------------------------

@@ -29,8 +29,9 @@ from pipeline.extract.cache_size import cache_bytes
 from pipeline.extract.corpus import extract_manifest
 from pipeline.extract.settings import ExtractSettings
 from pipeline.resolve import ZERO_SHOT, resolve_head, resolve_store
-from pipeline.stores.atomic import read_json, write_json
+from pipeline.stores.atomic import write_json
 from pipeline.stores.features import FeatureStore
+from pipeline.stores.integrity import read_json
 from pipeline.train import finetune as tune
 from pipeline.train import joint_batches, trainable_clip
 from pipeline.train.batches import PairData

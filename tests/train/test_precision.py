@@ -73,8 +73,8 @@ TOLERANCE = 0.02
 
 
 class NothingWaits(TorchDispatchMode):
-    """Refuses every operation whose result the host would have to wait for on a GPU: reading a number, and results whose
-    size depends on the data."""
+    """Refuses every operation for which the host would wait for a GPU: reading a number, and results whose size depends
+    on the data."""
 
     WAITS = frozenset(
         {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "_unique2", "unique_dim", "equal"}
@@ -89,7 +89,7 @@ class NothingWaits(TorchDispatchMode):
 
 def test_the_guard_sees_what_waits():
     for reading in (torch.Tensor.item, bool, lambda x: x[x > 0]):
-        with pytest.raises(AssertionError, match="waits|mask"), NothingWaits():
+        with pytest.raises(AssertionError, match=r"waits|mask"), NothingWaits():
             reading(torch.ones(1))
 
 
