@@ -12,6 +12,7 @@ step runs in a process of its own, which states its seconds and its peak residen
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import resource
@@ -48,7 +49,7 @@ def clip_id(number: int) -> str:
 
 
 def make_store(folder: Path, clips: int) -> None:
-    """Shards and markers as `FeatureStore.write_videos` leaves them, without fsync and checksums."""
+    """Shards and markers as `FeatureStore.write_videos` leaves them, without fsync."""
     import h5py
 
     from pipeline.stores.features import FeatureStore
@@ -70,7 +71,8 @@ def make_store(folder: Path, clips: int) -> None:
                     file.create_dataset(key, data=column)
                     described[key] = {"kind": "array", "dtype": str(column.dtype), "shape": list(column.shape[1:])}
         rows = len(next(iter(columns.values())))
-        marker = {"rows": rows, "bytes": path.stat().st_size, "sha256": "", "columns": described, **about}
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        marker = {"rows": rows, "bytes": path.stat().st_size, "sha256": digest, "columns": described, **about}
         path.with_suffix(".json").write_text(json.dumps(marker))
 
     for number, start in enumerate(range(0, clips, SHARD)):

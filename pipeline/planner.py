@@ -15,9 +15,11 @@ from pipeline.errors import BadInput
 DTYPE_BYTES = {"float16": 2, "float32": 4}
 ROW_BYTES = 120  # of a clip's id, path, split and catalogue row: short names
 POINTS_A_LIST = 39  # FAISS asks for 39 training points a list
-# Seconds on two shared cores at 300,000 x 128 (benchmarks/append.py); they grow with D, and HNSW's with log B.
-BUILD_SECONDS = {"Flat": 0.77, "HNSW": 72.0, "IVF": 39.0}
-BUILD_SIZE = 300_000 * 128
+# Seconds an operation of building, on two cores (benchmarks/planner.py, docs/results/scale.md): a number of a vector
+# that is copied; HNSW: times log B; IVF: compared with a centroid; PQ: compared with a codeword.
+BUILD_SECONDS = {"Flat": 9.2e-9, "HNSW": 5.35e-8, "IVF": 2.1e-11, "PQ": 9.5e-11}
+IVF_ROUNDS, PQ_ROUNDS = 10, 25  # of FAISS's k-means
+TRAIN_A_LIST, TRAIN_PQ = 64, 65_536  # training vectors: of `index` a list, and of FAISS for the codes at most
 IN_MEMORY = 256e9  # bytes of one large machine
 LARGEST_ON_ONE_MACHINE = 2e9  # vectors
 
@@ -147,11 +149,22 @@ def index_bytes(factory: str, vectors: float, dim: int) -> float:
 
 
 def build_hours(factory: str, vectors: float, dim: int) -> float:
-    """Hours to train and add, roughly: from one measured size, proportional to B * D (HNSW: and to log B)."""
-    kind = re.match(r"Flat|HNSW|IVF", factory)
-    assert kind is not None  # index_bytes has refused others
-    grown = math.log(max(vectors, 2)) / math.log(300_000) if kind[0] == "HNSW" else 1.0
-    return BUILD_SECONDS[kind[0]] * vectors * dim / BUILD_SIZE * grown / 3600
+    """Hours to train and add on two cores.
+
+    Flat copies; HNSW walks a graph (log B); IVF compares each vector with every centroid, and its training sample as
+    often as k-means has rounds; PQ does the same with 256 codewords.
+    """
+    found = re.match(r"Flat|HNSW|IVF(\d+)", factory)
+    assert found is not None  # index_bytes has refused others
+    if not found[1]:
+        grown = math.log(max(vectors, 2)) if found[0] == "HNSW" else 1.0
+        return BUILD_SECONDS[found[0]] * vectors * dim * grown / 3600
+    lists = int(found[1])
+    compared = lists * (vectors + IVF_ROUNDS * min(vectors, TRAIN_A_LIST * lists))
+    seconds = BUILD_SECONDS["IVF"] * compared * dim
+    if "PQ" in factory:
+        seconds += BUILD_SECONDS["PQ"] * 256 * (vectors + PQ_ROUNDS * min(vectors, TRAIN_PQ)) * dim
+    return seconds / 3600
 
 
 def advice(videos: float, vectors_a_clip: int, dim: int) -> list[str]:

@@ -12,6 +12,7 @@ from pipeline.errors import BadInput
 from pipeline.planner import (
     MeasuredRates,
     advice,
+    build_hours,
     feature_bytes,
     index_bytes,
     index_choices,
@@ -51,6 +52,18 @@ def test_bytes_of_features_are_those_of_a_store(extracted):
     record = json.loads((store / "store.json").read_text())["settings"]
     planned = feature_bytes(rows, record["num_frames"], record["embed_dim"])
     assert planned == pytest.approx(written, rel=0.25)
+
+
+# Vectors of width 128, type, seconds: measured by benchmarks/planner.py on two quiet cores (docs/results/scale.md).
+BUILT = [
+    (10_000, "HNSW32", 0.59), (100_000, "Flat", 0.12), (100_000, "HNSW32", 6.35), (100_000, "IVF1024,SQ8", 2.38),
+    (100_000, "IVF1024,PQ64", 7.65), (1_000_000, "Flat", 1.18), (1_000_000, "HNSW32", 94.64),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("count", "factory", "seconds"), BUILT)
+def test_hours_of_building_are_those_that_were_measured(count, factory, seconds):
+    assert build_hours(factory, count, 128) * 3600 == pytest.approx(seconds, rel=0.25)
 
 
 def test_hours_follow_from_the_rates():
