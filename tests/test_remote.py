@@ -12,7 +12,8 @@ import pytest
 from pipeline import remote
 from pipeline.errors import BadInput, MissingData, StoreBusy
 from pipeline.object_store import Changed, ObjectStore, without_secrets
-from pipeline.stores.atomic import read_json, write_json
+from pipeline.stores.atomic import write_json
+from pipeline.stores.integrity import read_json
 from pipeline.stores.shards import read_shard, write_shard
 from pipeline.workspace import Workspace
 
