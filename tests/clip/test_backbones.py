@@ -62,7 +62,9 @@ def small_siglip(tmp_path) -> str:
     return path.stem
 
 
-def end_to_end(folder: Path, model: str, *, quick_gelu: bool | None, dim: int) -> None:
+def end_to_end(
+    folder: Path, model: str, *, quick_gelu: bool | None, dim: int, preprocessing: str | None = None
+) -> None:
     """Untrained weights to a file, and from there extract, evaluate and embed a query."""
     weights = folder / "weights.safetensors"
     made = load_encoder(model, random_seed=0, device="cpu", precision="float32", quick_gelu=quick_gelu)
@@ -74,7 +76,14 @@ def end_to_end(folder: Path, model: str, *, quick_gelu: bool | None, dim: int) -
     entries = tuple(VideoEntry(str(n), f"{n}.mp4", "test", (caption(str(n)),)) for n in range(3))
     workspace = Workspace(folder / "workspace")
     settings = ExtractSettings(
-        model, str(weights), quick_gelu=quick_gelu, num_frames=2, workers=1, device="cpu", precision="float32"
+        model,
+        str(weights),
+        quick_gelu=quick_gelu,
+        preprocessing=preprocessing,
+        num_frames=2,
+        workers=1,
+        device="cpu",
+        precision="float32",
     )
     report = extract_manifest(workspace, Manifest("own", str(folder), entries), settings)
     assert (report.inputs, report.done) == (3, 3)
@@ -103,7 +112,7 @@ def test_a_small_model_of_siglips_make(small_siglip, tmp_path, monkeypatch):
     ("model", "quick_gelu", "dim"), [("ViT-B-16", True, 512), ("ViT-B-16", False, 512), ("ViT-L-14", True, 768)]
 )
 def test_clips_larger_backbones(model, quick_gelu, dim, tmp_path):
-    end_to_end(tmp_path, model, quick_gelu=quick_gelu, dim=dim)
+    end_to_end(tmp_path, model, quick_gelu=quick_gelu, dim=dim, preprocessing="openai")
 
 
 @pytest.mark.slow
